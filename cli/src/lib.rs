@@ -1,0 +1,1 @@
+//! The ringmill command line.

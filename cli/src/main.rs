@@ -1,0 +1,2 @@
+//! The ringmill program.
+fn main() {}

@@ -1,0 +1,1 @@
+//! The sleep/doorbell flag of a shard.
