@@ -1,1 +1,5 @@
 //! The ringmill engine.
+
+pub mod mailbox;
+pub mod sys;
+pub mod time;
