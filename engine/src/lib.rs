@@ -3,3 +3,4 @@
 pub mod mailbox;
 pub mod sys;
 pub mod time;
+pub mod timer;
