@@ -1,7 +1,89 @@
-//! The ringmill engine.
+//! One shard per CPU, each with its own io_uring, sockets, buffers, timers and protocol state.
+//!
+//! A protocol is a struct with handlers. The engine runs an instance of it on every shard and
+//! carries bytes between its handlers and the kernel, in batches and without copying. This is a
+//! whole server, here with a client to show that it serves:
+//!
+//! ```
+//! use ringmill_engine::{Buffer, Context, Engine, Protocol, Service, StreamId};
+//! use std::io::{Read, Write};
+//!
+//! /// Answers every message with the same bytes in capitals.
+//! struct Shout;
+//!
+//! impl Protocol for Shout {
+//!     type Message = ();
+//!
+//!     fn received(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId, data: Buffer) {
+//!         let answer = data.to_ascii_uppercase();
+//!         if !ctx.send(stream, answer).is_queued() {
+//!             ctx.close(stream); // the peer does not read: our policy is to close
+//!         }
+//!     }
+//! }
+//!
+//! let service = Service::new("shout", |_shard| Shout).listen("127.0.0.1:0".parse::<std::net::SocketAddr>()?);
+//! let mut engine = Engine::builder().shards(2).service(service).start()?;
+//!
+//! let address = engine.addresses()[0].address.to_string();
+//! let mut client = std::net::TcpStream::connect(address)?;
+//! client.write_all(b"hello")?;
+//! let mut answer = [0; 5];
+//! client.read_exact(&mut answer)?;
+//! assert_eq!(&answer, b"HELLO");
+//!
+//! drop(client);
+//! engine.stop();
+//! engine.join()?;
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! ```
+//!
+//! To send back what arrived without a copy, give the [`Buffer`] itself to
+//! [`send`](Context::send): it returns to the kernel's receive ring when the send is done.
+//!
+//! # What is where
+//!
+//! | to … | see |
+//! |---|---|
+//! | write a protocol | [`Protocol`] and its [`Context`] |
+//! | run it | [`Engine::builder`], [`Service`], [`Limits`] |
+//! | choose CPUs | [`topology`] |
+//! | handle datagrams in batches | [`Datagram`], [`Transmit`] |
+//! | talk between shards | [`Context::post`], [`Controller`] |
+//! | pace sends | [`pacer`], [`Context::set_timer`] |
+//! | read counters | [`Engine::metrics`], [`metrics`] |
+//! | test without a kernel | [`driver::sim`] |
+//!
+//! The engine knows no protocol, and a protocol knows no system call.
 
+mod context;
+mod control;
+mod datagram;
+pub mod driver;
+mod engine;
+mod holder;
+mod ids;
+mod limits;
 pub mod mailbox;
+pub mod metrics;
 pub mod pacer;
+mod payload;
+mod protocol;
+mod shard;
+mod stream;
 pub mod sys;
 pub mod time;
 pub mod timer;
+
+pub use context::Context;
+pub use control::Notice;
+pub use datagram::{Datagram, Ecn, Transmit, segments};
+pub use driver::{Address, Close, Connect, DriverKind, Open, uring};
+pub use engine::{BoundAddress, Builder, Controller, DriverChoice, Engine, Service, StartError, Stopper};
+pub use ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
+pub use limits::Limits;
+pub use metrics::{ServiceSnapshot, ShardMetrics, ShardSnapshot};
+pub use payload::Payload;
+pub use protocol::{CONTROL, Closed, Protocol, Sent, error_name};
+pub use sys::buffer::{Buffer, BufferMut};
+pub use time::Nanos;

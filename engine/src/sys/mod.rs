@@ -1,5 +1,10 @@
-//! The kernel boundary: safe functions over the few system calls that no crate wraps for us.
-//! Together with the drivers this is the only place for `unsafe`.
+//! The kernel boundary: memory maps, socket calls and control messages behind safe functions.
+//!
+//! Every `unsafe` block of the engine that is not in a driver is here, with the reason why it is
+//! sound. Nothing here knows a protocol, a shard or a policy.
 
+pub mod buffer;
 pub mod clock;
 pub mod eventfd;
+pub mod message;
+pub mod socket;

@@ -1,0 +1,261 @@
+//! What a protocol may do: the handle that every handler is given.
+
+use std::io;
+
+use crate::driver::{Close, Connect, Open};
+use crate::ids::{ServiceId, ShardId, SocketId, StreamId};
+use crate::mailbox::Mailbox;
+use crate::protocol::Sent;
+use crate::shard::Core;
+use crate::stream::State;
+use crate::timer::TimerId;
+use crate::{BufferMut, Closed, Nanos, Payload, Transmit};
+
+/// A shard as one of its protocols sees it, for the length of one call.
+pub struct Context<'a, M> {
+    pub(crate) core: &'a mut Core,
+    pub(crate) mailbox: &'a mut Mailbox<M>,
+    pub(crate) service: ServiceId,
+}
+
+impl<M: Send + 'static> Context<'_, M> {
+    /// Monotonic time in nanoseconds, read once when the shard woke up.
+    #[inline]
+    #[must_use]
+    pub fn now(&self) -> Nanos {
+        self.core.now
+    }
+
+    /// Monotonic time read at this moment: for protocols that measure. Costs a clock read.
+    #[must_use]
+    pub fn clock(&mut self) -> Nanos {
+        self.core.driver.now()
+    }
+
+    /// This shard.
+    #[must_use]
+    pub fn shard(&self) -> ShardId {
+        self.core.tables.shard
+    }
+
+    /// How many shards there are.
+    #[must_use]
+    pub fn shards(&self) -> u16 {
+        self.core.shards
+    }
+
+    // ---- streams -------------------------------------------------------------------------
+
+    /// Starts a connect; `connected` or `closed` follows. Fails at once when no socket can be
+    /// opened.
+    ///
+    /// # Errors
+    /// The error of the system call that failed, such as EMFILE or EADDRNOTAVAIL.
+    pub fn connect(&mut self, connect: &Connect) -> io::Result<StreamId> {
+        if self.core.stop_begun() {
+            return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
+        }
+        self.core.driver.connect(&mut self.core.tables, self.service, connect)
+    }
+
+    /// Queues bytes on a stream; they go out, in order, at the end of this turn.
+    #[inline]
+    pub fn send(&mut self, stream: StreamId, payload: impl Into<Payload>) -> Sent {
+        let tables = &mut self.core.tables;
+        match tables.streams.get(stream) {
+            Some(entry) if entry.state == State::Open => {}
+            _ => return Sent::Closed,
+        }
+        let payload = payload.into();
+        if payload.is_empty() {
+            return Sent::Queued;
+        }
+        if tables.streams.enqueue(stream.index, payload, &tables.limits, tables.active) {
+            Sent::Queued
+        } else {
+            tables.metrics.services[usize::from(self.service)].send_full.add(1);
+            Sent::Full
+        }
+    }
+
+    /// Bytes that wait to be sent on a stream.
+    #[must_use]
+    pub fn queued_bytes(&mut self, stream: StreamId) -> usize {
+        let entry = self.core.tables.streams.get(stream);
+        entry.and_then(|entry| entry.queue.as_ref()).map_or(0, |queue| queue.bytes)
+    }
+
+    /// Stops reading a stream: the peer's sends fill its TCP window and then wait. Nothing more is
+    /// given to `received` until [`Context::resume`].
+    pub fn pause(&mut self, stream: StreamId) {
+        self.core.pause(stream);
+    }
+
+    /// Reads a paused stream again.
+    pub fn resume(&mut self, stream: StreamId) {
+        self.core.resume(stream);
+    }
+
+    /// Sends what is queued, then FIN, and keeps reading until the peer ends too.
+    pub fn finish(&mut self, stream: StreamId) {
+        self.core.finish(stream);
+    }
+
+    /// Sends what is queued and closes. Nothing more is received; `closed` follows.
+    pub fn close(&mut self, stream: StreamId) {
+        self.core.close(stream, Closed::Normally);
+    }
+
+    /// Drops what is queued and resets the connection. `closed` follows.
+    pub fn reset(&mut self, stream: StreamId) {
+        self.core.take_down(stream, Close::Reset, Closed::Normally);
+    }
+
+    /// A word of the protocol's own, kept with the stream at no extra memory.
+    #[must_use]
+    pub fn tag(&mut self, stream: StreamId) -> u64 {
+        self.core.tables.streams.get(stream).map_or(0, |entry| entry.tag)
+    }
+
+    /// Sets the stream's word.
+    pub fn set_tag(&mut self, stream: StreamId, tag: u64) {
+        if let Some(entry) = self.core.tables.streams.get(stream) {
+            entry.tag = tag;
+        }
+    }
+
+    // ---- datagrams -----------------------------------------------------------------------
+
+    /// Opens a datagram socket.
+    ///
+    /// # Errors
+    /// The error of the system call that failed.
+    pub fn open(&mut self, open: &Open) -> io::Result<SocketId> {
+        self.core.driver.open_socket(&mut self.core.tables, self.service, open)
+    }
+
+    /// The datagram sockets that the engine bound for this service on this shard, as
+    /// (endpoint, socket).
+    pub fn bound_sockets(&mut self) -> Vec<(u16, SocketId)> {
+        let service = self.service;
+        let sockets = &mut self.core.tables.sockets;
+        (0..sockets.len())
+            .filter_map(|index| {
+                let id = sockets.id(index);
+                let entry = sockets.get(id)?;
+                (entry.service == service).then_some(())?;
+                Some((entry.endpoint?, id))
+            })
+            .collect()
+    }
+
+    /// The local address of a socket.
+    #[must_use]
+    pub fn local_address(&mut self, socket: SocketId) -> Option<std::net::SocketAddr> {
+        self.core.tables.sockets.get(socket).map(|entry| entry.local)
+    }
+
+    /// Queues datagrams; they go out at the end of this turn, equal ones to one peer as one send.
+    #[inline]
+    pub fn send_datagrams(&mut self, socket: SocketId, transmit: Transmit) -> Sent {
+        let tables = &mut self.core.tables;
+        let len = transmit.data.len();
+        let queued_bytes = tables.streams.queued_bytes;
+        let Some(entry) = tables.sockets.get(socket) else { return Sent::Closed };
+        let limits = &tables.limits;
+        let full = entry.queue_bytes > 0 && entry.queue_bytes + len > limits.socket_queue_bytes_max
+            || queued_bytes + len > limits.shard_queue_bytes_max;
+        if full {
+            entry.was_full = true;
+            tables.metrics.services[usize::from(self.service)].send_full.add(1);
+            return Sent::Full;
+        }
+        entry.queue_bytes += len;
+        entry.queue.push_back(transmit);
+        if !entry.dirty && !entry.blocked {
+            entry.dirty = true;
+            tables.sockets.dirty.push(socket.index);
+        }
+        tables.streams.queued_bytes += len;
+        Sent::Queued
+    }
+
+    /// Stops or starts receiving on a datagram socket.
+    pub fn set_socket_reading(&mut self, socket: SocketId, on: bool) {
+        let Some(entry) = self.core.tables.sockets.get(socket) else { return };
+        if entry.paused == on {
+            entry.paused = !on;
+            self.core.driver.read_socket(&mut self.core.tables, socket.index, on);
+        }
+    }
+
+    /// Closes a datagram socket. What waits in its queue is dropped.
+    pub fn close_socket(&mut self, socket: SocketId) {
+        if self.core.tables.sockets.get(socket).is_some() {
+            self.core.driver.close_socket(&mut self.core.tables, socket.index);
+        }
+    }
+
+    /// A word of the protocol's own, kept with the socket.
+    #[must_use]
+    pub fn socket_tag(&mut self, socket: SocketId) -> u64 {
+        self.core.tables.sockets.get(socket).map_or(0, |entry| entry.tag)
+    }
+
+    /// Sets the socket's word.
+    pub fn set_socket_tag(&mut self, socket: SocketId, tag: u64) {
+        if let Some(entry) = self.core.tables.sockets.get(socket) {
+            entry.tag = tag;
+        }
+    }
+
+    /// How many datagrams of `stride` bytes one send may carry on this host.
+    #[must_use]
+    pub fn segments_max(&self, stride: usize) -> usize {
+        self.core.driver.segments_max(stride)
+    }
+
+    /// A pooled buffer of 64 KiB to fill in place and send, or `None` while all are in use.
+    #[must_use]
+    pub fn fill(&mut self) -> Option<BufferMut> {
+        self.core.driver.fill()
+    }
+
+    // ---- time ----------------------------------------------------------------------------
+
+    /// Calls `timer(token)` at `deadline`: never early, late by what the kernel takes to wake the
+    /// shard. Precise enough to pace by.
+    pub fn set_timer(&mut self, deadline: Nanos, token: u64) -> TimerId {
+        self.core.timers.insert(deadline, (self.service, token))
+    }
+
+    /// Cancels a timer; `false` when it has fired.
+    pub fn cancel_timer(&mut self, timer: TimerId) -> bool {
+        self.core.timers.cancel(timer)
+    }
+
+    // ---- other shards --------------------------------------------------------------------
+
+    /// Posts a message to this service on another shard (or on this one).
+    ///
+    /// # Errors
+    /// Gives the message back when the receiver's mailbox is full.
+    pub fn post(&mut self, to: ShardId, message: M) -> Result<(), M> {
+        let counters = &self.core.tables.metrics.services[usize::from(self.service)];
+        self.mailbox.post(to, message).map_err(|full| {
+            counters.messages_refused.add(1);
+            full.message
+        })
+    }
+
+    /// Whether a graceful stop has begun.
+    #[must_use]
+    pub fn is_stopping(&self) -> bool {
+        self.core.stop_begun()
+    }
+
+    /// Asks the whole engine to stop gracefully: a load run that has finished, say.
+    pub fn stop_engine(&mut self) {
+        self.core.request_stop();
+    }
+}

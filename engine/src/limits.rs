@@ -1,0 +1,58 @@
+//! Bounds of a shard and what happens when one is hit.
+
+use std::time::Duration;
+
+/// Every bound that a user may set. The defaults suit a server of many small connections.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Limits {
+    /// Live streams over all shards; past it a new connection is closed at once and counted as
+    /// refused. Also decides how many rings the engine needs.
+    pub max_connections: usize,
+    /// Unsent bytes that one stream may hold. A send past it is answered [`Sent::Full`](crate::Sent).
+    pub stream_queue_bytes_max: usize,
+    /// Unsent bytes that all streams and sockets of one shard may hold together.
+    pub shard_queue_bytes_max: usize,
+    /// Unsent bytes that one datagram socket may hold.
+    pub socket_queue_bytes_max: usize,
+    /// A stream on which nothing was received or sent for this long is closed; none by default.
+    pub idle_timeout: Option<Duration>,
+    /// A stream whose peer took nothing from a full queue for this long is closed.
+    pub write_stall_timeout: Option<Duration>,
+    /// How long a graceful stop waits for queues to empty and peers to close.
+    pub drain_timeout: Duration,
+    /// Spin this long for completions before sleeping: lower latency for a whole CPU.
+    pub busy_poll: Duration,
+    /// Bytes of memory for stream receive buffers in each shard.
+    pub stream_pool_bytes: usize,
+    /// Receive buffers for datagrams in each shard that has datagram sockets (64 KiB each, so
+    /// that one can hold what the kernel coalesced).
+    pub datagram_buffers: u32,
+    /// Buffers that protocols fill for sends in each shard (64 KiB each, memory on first use).
+    pub fill_buffers: u32,
+    /// Messages that wait in the mailbox of one shard and service.
+    pub mailbox_messages_max: usize,
+    /// Socket receive and send buffer to ask for on datagram sockets, bytes (the kernel may grant
+    /// less: `ringmill doctor` shows what).
+    pub datagram_socket_buffer_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            max_connections: 100_000,
+            // One slow reader must not hold more than this of a shard's memory.
+            stream_queue_bytes_max: 1 << 20,
+            shard_queue_bytes_max: 256 << 20,
+            socket_queue_bytes_max: 8 << 20,
+            idle_timeout: None,
+            write_stall_timeout: Some(Duration::from_secs(60)),
+            drain_timeout: Duration::from_secs(5),
+            busy_poll: Duration::ZERO,
+            stream_pool_bytes: 8 << 20,
+            datagram_buffers: 128,
+            fill_buffers: 64,
+            mailbox_messages_max: 4096,
+            datagram_socket_buffer_bytes: 4 << 20,
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The table of a shard's streams: one small entry each, and a send queue only while one is needed.
+//!
+//! The table knows no system call. A driver keeps its two words per stream here, so that an idle
+//! connection costs one entry and nothing else.
+
+use std::collections::VecDeque;
+
+use crate::ids::{ServiceId, StreamId};
+use crate::{Limits, Nanos, Payload};
+
+/// Empty send queues kept for reuse, so that a send does not allocate.
+const SPARE_QUEUES_MAX: usize = 4096;
+/// Entries are allocated in blocks, so growing never doubles memory.
+const BLOCK: usize = 1024;
+/// Activity is kept in ticks of this many nanoseconds since the table was made (wraps after 13
+/// years): timeouts are in tenths of seconds, not finer.
+pub(crate) const ACTIVITY_TICK: Nanos = 100_000_000;
+
+/// Where a stream is in its life.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum State {
+    /// No stream lives here.
+    Free,
+    /// A connect is in flight.
+    Connecting,
+    /// Both ways open.
+    Open,
+    /// The protocol has closed it; the queue is still being sent.
+    Draining,
+    /// The driver is taking it down; nothing more is told to the protocol.
+    Closing,
+}
+
+/// What remains to be sent on one stream.
+#[derive(Debug, Default)]
+pub(crate) struct SendQueue {
+    pub(crate) chunks: VecDeque<Payload>,
+    /// Bytes in `chunks`.
+    pub(crate) bytes: usize,
+    /// The kernel holds (a copy of pointers to) the front until a completion arrives.
+    pub(crate) in_flight: bool,
+    /// The protocol was told "full" and waits for "drained".
+    pub(crate) was_full: bool,
+    /// When the kernel last took bytes from here, or the queue began, in [`ACTIVITY_TICK`]s.
+    pub(crate) progress: u32,
+    /// Driver's scratch that must stay in place while a send is in flight.
+    pub(crate) vectors: Vec<libc::iovec>,
+}
+
+impl SendQueue {
+    /// Removes `count` sent bytes from the front.
+    pub(crate) fn consume(&mut self, mut count: usize) {
+        assert!(count <= self.bytes, "more was sent than queued");
+        self.bytes -= count;
+        while count > 0 {
+            let front = self.chunks.front_mut().expect("bytes counts the chunks");
+            let len = front.len();
+            if count < len {
+                front.advance(count);
+                return;
+            }
+            count -= len;
+            self.chunks.pop_front();
+        }
+    }
+
+    /// Copies out what is pinned in receive buffers, because the peer is slow.
+    pub(crate) fn unpin(&mut self) {
+        for chunk in &mut self.chunks {
+            if matches!(chunk, Payload::Buffer(_)) {
+                let taken = std::mem::replace(chunk, Payload::Static(&[]));
+                *chunk = taken.unpinned();
+            }
+        }
+    }
+
+    fn reset(&mut self) {
+        self.chunks.clear();
+        self.bytes = 0;
+        self.in_flight = false;
+        self.was_full = false;
+    }
+}
+
+/// One stream. Kept at 56 bytes or less: a million idle connections pay for every one of them.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    generation: u32,
+    /// The driver's handle: a file descriptor or a direct descriptor.
+    pub(crate) slot: i32,
+    pub(crate) service: ServiceId,
+    pub(crate) state: State,
+    /// The driver's own bits.
+    pub(crate) driver: u8,
+    /// Requests that the kernel still holds for this stream.
+    pub(crate) outstanding: u8,
+    /// The protocol asked to stop reading.
+    pub(crate) paused: bool,
+    /// In the list of streams to be flushed this turn.
+    pub(crate) dirty: bool,
+    /// The protocol has been told that it is open, and must be told when it closes.
+    pub(crate) announced: bool,
+    /// It was accepted (and counts against the connection limit), not connected by us.
+    pub(crate) accepted: bool,
+    /// FIN follows when the queue is empty.
+    pub(crate) finishing: bool,
+    /// The peer has sent FIN.
+    pub(crate) ended: bool,
+    /// The shard holds data that arrived while it was paused.
+    pub(crate) holding: bool,
+    /// Last progress in either direction, in [`ACTIVITY_TICK`]s.
+    pub(crate) active: u32,
+    /// A word of the protocol's own.
+    pub(crate) tag: u64,
+    /// Present only while there is something to send.
+    pub(crate) queue: Option<Box<SendQueue>>,
+}
+
+/// All streams of one shard.
+pub(crate) struct Streams {
+    blocks: Vec<Box<[Stream]>>,
+    free: Vec<u32>,
+    live: usize,
+    spare_queues: Vec<Box<SendQueue>>,
+    /// Streams with something to send this turn.
+    pub(crate) dirty: Vec<u32>,
+    /// Bytes in all send queues of the shard, streams and sockets.
+    pub(crate) queued_bytes: usize,
+}
+
+impl Streams {
+    pub(crate) fn new() -> Self {
+        Self {
+            blocks: Vec::new(),
+            free: Vec::new(),
+            live: 0,
+            spare_queues: Vec::new(),
+            dirty: Vec::new(),
+            queued_bytes: 0,
+        }
+    }
+
+    /// Streams that are not free.
+    pub(crate) fn live(&self) -> usize {
+        self.live
+    }
+
+    /// Entries ever used, free ones included.
+    pub(crate) fn len(&self) -> u32 {
+        (self.blocks.len() * BLOCK) as u32
+    }
+
+    /// A new entry.
+    pub(crate) fn insert(&mut self, service: ServiceId, slot: i32, state: State, active: u32) -> StreamId {
+        let index = match self.free.pop() {
+            Some(index) => index,
+            None => self.grow(),
+        };
+        self.live += 1;
+        let entry = self.at(index);
+        let generation = entry.generation;
+        *entry = Stream {
+            slot,
+            service,
+            state,
+            active,
+            ..Stream::vacant(generation)
+        };
+        StreamId { index, generation }
+    }
+
+    fn grow(&mut self) -> u32 {
+        let first = self.len();
+        self.blocks.push((0..BLOCK).map(|_| Stream::vacant(1)).collect());
+        self.free.extend((first + 1..first + BLOCK as u32).rev());
+        first
+    }
+
+    /// Ends an entry; its id is invalid from now on.
+    pub(crate) fn remove(&mut self, index: u32) {
+        if let Some(queue) = self.at(index).queue.take() {
+            self.queued_bytes -= queue.bytes;
+            self.recycle(queue);
+        }
+        let entry = self.at(index);
+        debug_assert_ne!(entry.state, State::Free);
+        let generation = entry.generation.wrapping_add(1).max(1) & GENERATION_MASK;
+        *entry = Stream::vacant(generation.max(1));
+        self.live -= 1;
+        self.free.push(index);
+    }
+
+    /// The entry at a position that is known to be valid.
+    #[inline]
+    pub(crate) fn at(&mut self, index: u32) -> &mut Stream {
+        &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK]
+    }
+
+    /// The entry of an id, unless the stream has ended.
+    #[inline]
+    pub(crate) fn get(&mut self, id: StreamId) -> Option<&mut Stream> {
+        let entry = self
+            .blocks
+            .get_mut(id.index as usize / BLOCK)
+            .map(|block| &mut block[id.index as usize % BLOCK])?;
+        (entry.generation == id.generation && entry.state != State::Free).then_some(entry)
+    }
+
+    /// The current id of a position.
+    #[inline]
+    pub(crate) fn id(&mut self, index: u32) -> StreamId {
+        StreamId { index, generation: self.at(index).generation }
+    }
+
+    /// Appends to a stream's queue and marks it to be flushed. `false` when a bound is hit: then
+    /// nothing was queued.
+    #[inline]
+    pub(crate) fn enqueue(&mut self, index: u32, payload: Payload, limits: &Limits, active: u32) -> bool {
+        let len = payload.len();
+        let queued_bytes = self.queued_bytes;
+        let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
+        let queue = match &mut stream.queue {
+            Some(queue) => queue,
+            None => {
+                let queue = stream.queue.insert(self.spare_queues.pop().unwrap_or_default());
+                queue.progress = active;
+                queue
+            }
+        };
+        // A message larger than the bound still goes when nothing waits before it.
+        let full = queue.bytes > 0 && queue.bytes + len > limits.stream_queue_bytes_max
+            || queued_bytes + len > limits.shard_queue_bytes_max;
+        if full {
+            queue.was_full = true;
+            return false;
+        }
+        queue.bytes += len;
+        queue.chunks.push_back(payload);
+        self.queued_bytes += len;
+        if !stream.dirty && !queue.in_flight {
+            stream.dirty = true;
+            self.dirty.push(index);
+        }
+        true
+    }
+
+    /// Notes that `count` bytes of a stream were sent. Returns whether its queue is now empty and
+    /// was given back, and whether the protocol waits to hear of room.
+    #[inline]
+    pub(crate) fn sent(&mut self, index: u32, count: usize, limits: &Limits) -> SentProgress {
+        self.queued_bytes -= count;
+        let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
+        let Some(queue) = &mut stream.queue else {
+            return SentProgress { empty: true, room: false };
+        };
+        queue.consume(count);
+        let low_mark = limits.stream_queue_bytes_max / 2;
+        let room = queue.was_full && queue.bytes <= low_mark;
+        if room {
+            queue.was_full = false;
+        }
+        let empty = queue.bytes == 0;
+        if empty {
+            let queue = stream.queue.take().expect("just seen");
+            self.recycle(queue);
+        }
+        SentProgress { empty, room }
+    }
+
+    fn recycle(&mut self, mut queue: Box<SendQueue>) {
+        if self.spare_queues.len() < SPARE_QUEUES_MAX {
+            queue.reset();
+            self.spare_queues.push(queue);
+        }
+    }
+
+    /// Every live position of a block range, for sweeps that must not stop a turn for long.
+    pub(crate) fn live_in(&self, range: std::ops::Range<u32>) -> impl Iterator<Item = (u32, &Stream)> {
+        (range.start..range.end.min(self.len())).filter_map(|index| {
+            let stream = &self.blocks[index as usize / BLOCK][index as usize % BLOCK];
+            (stream.state != State::Free).then_some((index, stream))
+        })
+    }
+}
+
+/// Generations travel in 24 bits of a request's user data.
+pub(crate) const GENERATION_MASK: u32 = (1 << 24) - 1;
+
+/// See [`Streams::sent`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) struct SentProgress {
+    pub(crate) empty: bool,
+    pub(crate) room: bool,
+}
+
+impl Stream {
+    fn vacant(generation: u32) -> Self {
+        Self {
+            generation,
+            slot: -1,
+            service: 0,
+            state: State::Free,
+            driver: 0,
+            outstanding: 0,
+            paused: false,
+            dirty: false,
+            announced: false,
+            accepted: false,
+            finishing: false,
+            ended: false,
+            holding: false,
+            active: 0,
+            tag: 0,
+            queue: None,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_entry_is_small() {
+        assert!(size_of::<Stream>() <= 56, "{}", size_of::<Stream>());
+    }
+
+    #[test]
+    fn an_id_does_not_outlive_its_stream() {
+        let mut streams = Streams::new();
+        let first = streams.insert(0, 7, State::Open, 0);
+        assert!(streams.get(first).is_some());
+        streams.remove(first.index);
+        let second = streams.insert(0, 8, State::Open, 0);
+        assert_eq!(second.index, first.index);
+        assert!(streams.get(first).is_none());
+        assert_eq!(streams.get(second).unwrap().slot, 8);
+    }
+
+    #[test]
+    fn a_queue_has_a_bound_and_tells_of_room() {
+        let limits = Limits { stream_queue_bytes_max: 100, ..Limits::default() };
+        let mut streams = Streams::new();
+        let id = streams.insert(0, 1, State::Open, 0);
+        assert!(streams.enqueue(id.index, vec![1; 60].into(), &limits, 0));
+        assert!(!streams.enqueue(id.index, vec![2; 60].into(), &limits, 0));
+        assert_eq!(streams.queued_bytes, 60);
+        assert_eq!(streams.sent(id.index, 5, &limits), SentProgress { empty: false, room: false });
+        assert_eq!(streams.sent(id.index, 10, &limits), SentProgress { empty: false, room: true });
+        assert_eq!(streams.sent(id.index, 45, &limits), SentProgress { empty: true, room: false });
+        assert_eq!(streams.queued_bytes, 0);
+        assert_eq!(streams.dirty, [id.index]);
+    }
+}
