@@ -1,1 +1,3 @@
 //! The ringmill command line.
+
+pub mod endpoint;
