@@ -1,3 +1,4 @@
 //! The ringmill command line.
 
 pub mod endpoint;
+pub mod units;
