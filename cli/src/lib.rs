@@ -1,4 +1,5 @@
 //! The ringmill command line.
 
 pub mod endpoint;
+pub mod report;
 pub mod units;
