@@ -2,5 +2,7 @@
 
 pub mod endpoint;
 pub mod fail_if;
+#[doc(hidden)]
+pub mod fuzzing;
 pub mod report;
 pub mod units;

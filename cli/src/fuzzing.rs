@@ -1,0 +1,122 @@
+//! Bodies of the fuzz targets, shared by `fuzz/` (nightly, libFuzzer) and `tests/fuzz_corpus.rs`
+//! (stable, replays the corpus).
+//!
+//! Each takes any bytes and panics when the parser breaks its promise; a refusal is fine. Not
+//! part of the interface.
+
+use std::fmt::{Debug, Display};
+use std::str::FromStr;
+
+use crate::endpoint::{Endpoint, Scheme};
+use crate::fail_if::FailIf;
+use crate::report::{Report, hlog};
+use crate::units;
+
+/// A target: any bytes in, a panic for a broken promise.
+pub type Target = fn(&[u8]);
+
+/// Every target by name, as its folder in `fuzz/corpus` is called.
+pub const TARGETS: &[(&str, Target)] = &[
+    ("endpoint", endpoint),
+    ("fail_if", fail_if),
+    ("hlog", histogram_log),
+    ("units", numbers),
+];
+
+/// What is read prints as text that reads as the same.
+fn round_trip<T>(value: &T)
+where
+    T: FromStr + Display + Debug + PartialEq,
+    T::Err: Debug,
+{
+    let text = value.to_string();
+    let again: T = text.parse().expect("what was printed must be readable");
+    assert_eq!(
+        &again, value,
+        "{text:?} reads as something else than what printed it"
+    );
+}
+
+/// A message for a person: something.
+fn explains(error: &impl Display) {
+    assert!(!error.to_string().is_empty());
+}
+
+/// Endpoints, with every default scheme.
+pub fn endpoint(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    for default in [
+        None,
+        Some(Scheme::Tcp),
+        Some(Scheme::Udp),
+        Some(Scheme::Unix),
+    ] {
+        match Endpoint::parse_with(text, default) {
+            Ok(endpoint) => round_trip(&endpoint),
+            Err(error) => explains(&error),
+        }
+    }
+}
+
+/// Durations, sizes, counts, rates and percentages.
+pub fn numbers(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    match units::parse_duration(text) {
+        Ok(duration) => {
+            let exact = format!("{}ns", duration.as_nanos());
+            assert_eq!(units::parse_duration(&exact), Ok(duration));
+            assert!(!units::format_duration(duration).is_empty());
+        }
+        Err(error) => explains(&error),
+    }
+    for parse in [units::parse_size, units::parse_count] {
+        match parse(text) {
+            Ok(value) => {
+                assert_eq!(parse(&value.to_string()), Ok(value));
+                let _ = (units::format_bytes(value), units::format_count(value));
+            }
+            Err(error) => explains(&error),
+        }
+    }
+    for parse in [
+        units::parse_rate,
+        units::parse_byte_rate,
+        units::parse_percent,
+    ] {
+        match parse(text) {
+            Ok(value) => {
+                assert!(value.is_finite() && value >= 0.0, "{text:?} gave {value}");
+                let _ = (units::format_rate(value), units::format_percent(value));
+            }
+            Err(error) => explains(&error),
+        }
+    }
+}
+
+/// Conditions, evaluated on a report in which nothing was measured.
+pub fn fail_if(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    match text.parse::<FailIf>() {
+        Ok(condition) => {
+            round_trip(&condition);
+            assert!(!condition.evaluate(&Report::new()).words().is_empty());
+        }
+        Err(error) => explains(&error),
+    }
+}
+
+/// Histogram logs of any origin.
+pub fn histogram_log(data: &[u8]) {
+    match hlog::read(data) {
+        Ok(log) => {
+            let _ = log.total("response");
+        }
+        Err(error) => explains(&error),
+    }
+}

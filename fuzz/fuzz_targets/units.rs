@@ -1,0 +1,5 @@
+//! Numbers with units. The body is in `cli/src/fuzzing.rs`.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ringmill_cli::fuzzing::numbers(data));
