@@ -389,7 +389,7 @@ pub fn format_count(count: u64) -> String {
     text
 }
 
-/// A ratio for people, with more figures where it is small: `0.0012 %`, `3.2 %`.
+/// A percentage (0 to 100) for people, with more figures where it is small: `0.0012 %`, `3.20 %`.
 pub fn format_percent(percent: f64) -> String {
     let decimals = match percent.abs() {
         0.0 => 0,
