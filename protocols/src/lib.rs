@@ -1,1 +1,6 @@
-//! Protocol modules of ringmill.
+//! Protocol modules of ringmill: bytes and time in, bytes and timers out.
+//!
+//! Each module is a [`Protocol`](ringmill_engine::Protocol) or a part of one. Nothing here makes a
+//! system call or reads a clock, so every module runs on io_uring, on epoll and in the simulator.
+
+pub mod load;

@@ -1,0 +1,481 @@
+//! Load on datagrams: UDP.
+//!
+//! A flow is a connected socket with `depth` places; each place has at most one datagram out. A
+//! datagram begins with eight bytes (little endian: place in the low 16 bits, turn of the place in
+//! the rest), or with as many of them as fit, and goes on with the pattern. So every answer is
+//! matched exactly, and lost, late, doubled and reordered datagrams are told apart.
+
+use std::collections::VecDeque;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::sync::Arc;
+
+use ringmill_engine::pacer::Pacer;
+use ringmill_engine::{
+    Address, Context, Datagram, Nanos, Open, Payload, Protocol, ShardId, SocketId, Transmit, error_name,
+};
+
+use super::pattern;
+use super::shared::{Phase, Recorder, Shared};
+use super::{Arrivals, BACKLOG_MAX, Command, Config, GRACE, PUBLISH_INTERVAL};
+
+const PUBLISH: u64 = 0;
+const BEGIN: u64 = 1;
+const MEASURE: u64 = 2;
+const END: u64 = 3;
+const GIVE_UP: u64 = 4;
+const PACE: u64 = 5;
+const SWEEP: u64 = 6;
+const OPEN_MORE: u64 = 7;
+/// Places that a flow can have: they travel in 16 bits.
+const PLACES_MAX: usize = 1 << 16;
+/// Sockets opened in one turn, so that opening many does not stop the shard.
+const OPENS_PER_TURN: usize = 256;
+/// Between two looks for datagrams without an answer.
+const SWEEP_INTERVAL: Nanos = 10_000_000;
+/// Bytes of the header.
+const HEADER_LEN: usize = 8;
+
+#[derive(Clone, Copy, Default)]
+struct Place {
+    /// How often the place has been used.
+    turn: u64,
+    intended: Nanos,
+    sent: Nanos,
+    /// When, among the datagrams of the flow, it was sent.
+    order: u64,
+    out: bool,
+    /// The one before was counted as lost.
+    lost_before: bool,
+}
+
+struct Flow {
+    socket: SocketId,
+    places: Box<[Place]>,
+    /// Places that are free, for an open loop.
+    free: Vec<u16>,
+    next_order: u64,
+    highest_order: u64,
+    base: u64,
+}
+
+/// The datagram load of one shard. See the module documentation.
+pub struct DatagramLoad {
+    config: Arc<Config>,
+    recorder: Recorder,
+    flows: Vec<Flow>,
+    next: usize,
+    share: usize,
+    begun: usize,
+    first: usize,
+    pacer: Option<Pacer>,
+    backlog: VecDeque<Nanos>,
+    /// Places of the flow at hand that are to be sent in this turn.
+    ready: Vec<u16>,
+    running: bool,
+    ended: bool,
+    done: bool,
+    outstanding: usize,
+    end_at: Nanos,
+}
+
+impl DatagramLoad {
+    /// The instance of one shard; figures go to `shared`.
+    #[must_use]
+    pub fn new(config: Arc<Config>, shared: Arc<Shared>) -> Self {
+        let closed_loop = config.arrivals == Arrivals::Closed;
+        Self {
+            recorder: Recorder::new(shared, closed_loop),
+            config,
+            flows: Vec::new(),
+            next: 0,
+            share: 0,
+            begun: 0,
+            first: 0,
+            pacer: None,
+            backlog: VecDeque::new(),
+            ready: Vec::new(),
+            running: false,
+            ended: false,
+            done: false,
+            outstanding: 0,
+            end_at: Nanos::MAX,
+        }
+    }
+
+    fn open_more(&mut self, ctx: &mut Context<'_, Command>) {
+        let Address::Ip(peer) = self.config.target else { return };
+        let any: IpAddr =
+            if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let depth = self.config.depth.clamp(1, PLACES_MAX);
+        for _ in 0..OPENS_PER_TURN {
+            if self.begun == self.share {
+                break;
+            }
+            let number = self.first + self.begun;
+            let local = self.config.source(number).unwrap_or(SocketAddr::new(any, 0));
+            match ctx.open(&Open { local, peer: Some(peer) }) {
+                Ok(socket) => {
+                    self.recorder.tally.opened += 1;
+                    ctx.set_socket_tag(socket, self.flows.len() as u64);
+                    self.flows.push(Flow {
+                        socket,
+                        places: vec![Place::default(); depth].into(),
+                        free: (0..depth).rev().map(|place| place as u16).collect(),
+                        next_order: 1,
+                        highest_order: 0,
+                        base: number as u64 * 7919 % pattern::PERIOD as u64,
+                    });
+                }
+                Err(error) => {
+                    self.recorder.tally.open_failed += 1;
+                    self.recorder.failed(("open", error_name(error.raw_os_error().unwrap_or(0))));
+                }
+            }
+            self.begun += 1;
+        }
+        self.recorder.set_settled(self.begun);
+        if self.begun < self.share {
+            ctx.set_timer(ctx.now(), OPEN_MORE);
+        } else {
+            self.recorder.publish();
+            self.recorder.set_phase(Phase::Ready);
+        }
+    }
+
+    /// Sends one datagram from each place in `ready`: as few sends as possible.
+    fn send_ready(&mut self, ctx: &mut Context<'_, Command>, at: usize, intended: Nanos) {
+        let len = self.config.message_len;
+        let now = ctx.now();
+        let at_once = ctx.segments_max(len);
+        let flow = &mut self.flows[at];
+        for places in self.ready.chunks(at_once) {
+            let total = places.len() * len;
+            let mut filled = ctx.fill().filter(|buffer| buffer.len() >= total);
+            let mut own = Vec::new();
+            let bytes: &mut [u8] = match &mut filled {
+                Some(buffer) => &mut buffer[..total],
+                None => {
+                    own.resize(total, 0);
+                    &mut own
+                }
+            };
+            for (&number, bytes) in places.iter().zip(bytes.chunks_mut(len)) {
+                let place = &mut flow.places[usize::from(number)];
+                place.turn += 1;
+                place.intended = intended;
+                place.sent = now;
+                place.order = flow.next_order;
+                place.out = true;
+                flow.next_order += 1;
+                write_message(bytes, identity(number, place.turn), flow.base);
+            }
+            let data = match filled {
+                Some(buffer) => Payload::from(buffer.freeze(total)),
+                None => Payload::from(own),
+            };
+            let transmit = Transmit { peer: None, source: None, ecn: 0, stride: len as u16, data };
+            if ctx.send_datagrams(flow.socket, transmit).is_queued() {
+                self.recorder.sent(places.len() as u64);
+                self.outstanding += places.len();
+            } else {
+                self.recorder.failed(("send", "queue full"));
+                for &number in places {
+                    flow.places[usize::from(number)].out = false;
+                    flow.free.push(number);
+                }
+            }
+        }
+        self.ready.clear();
+    }
+
+    fn pace(&mut self, ctx: &mut Context<'_, Command>) {
+        let Some(pacer) = &mut self.pacer else { return };
+        let now = ctx.now();
+        while let Some(intended) = pacer.pop_due(now) {
+            if self.backlog.len() < BACKLOG_MAX {
+                self.backlog.push_back(intended);
+            } else {
+                self.recorder.tally.unsent += 1;
+            }
+        }
+        if !self.ended {
+            let next = pacer.next_intended();
+            ctx.set_timer(next, PACE);
+        }
+        self.send_backlog(ctx);
+    }
+
+    fn send_backlog(&mut self, ctx: &mut Context<'_, Command>) {
+        let mut tried = 0;
+        while let Some(&intended) = self.backlog.front() {
+            if tried == self.flows.len() {
+                return;
+            }
+            self.next = (self.next + 1) % self.flows.len();
+            let Some(place) = self.flows[self.next].free.pop() else {
+                tried += 1;
+                continue;
+            };
+            tried = 0;
+            self.backlog.pop_front();
+            if self.recorder.measuring {
+                let lateness = ctx.now().saturating_sub(intended);
+                self.recorder.tally.lateness_max_ns = self.recorder.tally.lateness_max_ns.max(lateness);
+            }
+            self.ready.push(place);
+            self.send_ready(ctx, self.next, intended);
+        }
+    }
+
+    fn begin(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.ended {
+            return;
+        }
+        self.running = true;
+        self.recorder.set_phase(Phase::Running);
+        let now = ctx.now();
+        let (shard, shards) = (ctx.shard(), ctx.shards());
+        let part = self.flows.len() as f64 / self.config.connections.max(1) as f64;
+        match self.config.arrivals {
+            Arrivals::Constant(rate) if rate * part > 0.0 => {
+                let offset = f64::from(shard) / f64::from(shards) * 1e9 / rate;
+                self.pacer = Pacer::constant(rate * part, now + offset as Nanos).ok();
+            }
+            Arrivals::Poisson(rate) if rate * part > 0.0 => {
+                self.pacer = Pacer::poisson(rate * part, now, self.config.seed ^ u64::from(shard)).ok();
+            }
+            Arrivals::Closed => {
+                for at in 0..self.flows.len() {
+                    self.ready = std::mem::take(&mut self.flows[at].free);
+                    self.send_ready(ctx, at, now);
+                }
+            }
+            _ => {}
+        }
+        ctx.set_timer(now + SWEEP_INTERVAL, SWEEP);
+        self.pace(ctx);
+    }
+
+    /// Counts what has waited too long as lost, and sends anew in its place.
+    fn sweep(&mut self, ctx: &mut Context<'_, Command>) {
+        let now = ctx.now();
+        let due = now.saturating_sub(self.config.datagram_timeout);
+        for at in 0..self.flows.len() {
+            let flow = &mut self.flows[at];
+            for (number, place) in flow.places.iter_mut().enumerate() {
+                if place.out && place.sent <= due {
+                    place.out = false;
+                    place.lost_before = true;
+                    self.outstanding -= 1;
+                    if self.recorder.measuring || self.ended {
+                        self.recorder.tally.lost += 1;
+                    }
+                    flow.free.push(number as u16);
+                }
+            }
+            if !self.ended && self.config.arrivals == Arrivals::Closed && !flow.free.is_empty() {
+                self.ready = std::mem::take(&mut flow.free);
+                self.send_ready(ctx, at, now);
+            }
+        }
+        if !self.done {
+            ctx.set_timer(now + SWEEP_INTERVAL, SWEEP);
+        }
+        self.check_done(ctx);
+    }
+
+    /// One answer. Returns the place that it frees.
+    fn answer(&mut self, at: usize, bytes: &[u8], now: Nanos) -> Option<u16> {
+        let flow = &mut self.flows[at];
+        let depth = flow.places.len();
+        if bytes.len() != self.config.message_len {
+            self.recorder.tally.unknown += 1;
+            return None;
+        }
+        let (number, turn) = recognise(bytes, depth, |number| flow.places[number].turn);
+        let Some(place) = flow.places.get_mut(number) else {
+            self.recorder.tally.unknown += 1;
+            return None;
+        };
+        if turn != place.turn || !place.out {
+            if turn + 1 == place.turn && place.lost_before || turn == place.turn && place.lost_before {
+                self.recorder.tally.late += 1;
+                place.lost_before = false;
+            } else if turn <= place.turn && turn > 0 {
+                self.recorder.tally.duplicated += 1;
+            } else {
+                self.recorder.tally.unknown += 1;
+            }
+            return None;
+        }
+        place.out = false;
+        place.lost_before = false;
+        self.outstanding -= 1;
+        if place.order < flow.highest_order {
+            self.recorder.tally.reordered += 1;
+        } else {
+            flow.highest_order = place.order;
+        }
+        if self.config.verify && bytes.len() > HEADER_LEN {
+            let wrong = pattern::wrong_bytes(&bytes[HEADER_LEN..], flow.base + place.turn);
+            self.recorder.tally.wrong_bytes += wrong;
+        }
+        self.recorder.answered(now, place.intended, place.sent, bytes.len());
+        Some(number as u16)
+    }
+
+    fn end(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        self.recorder.measuring = false;
+        self.recorder.publish();
+        self.recorder.set_phase(Phase::Ending);
+        self.backlog.clear();
+        ctx.set_timer(ctx.now() + GRACE.max(self.config.datagram_timeout + SWEEP_INTERVAL), GIVE_UP);
+        self.check_done(ctx);
+    }
+
+    fn check_done(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.ended && !self.done && self.outstanding == 0 {
+            self.finish(ctx);
+        }
+    }
+
+    fn finish(&mut self, ctx: &mut Context<'_, Command>) {
+        self.done = true;
+        self.recorder.tally.lost += self.outstanding as u64;
+        self.recorder.publish();
+        for flow in &self.flows {
+            ctx.close_socket(flow.socket);
+        }
+        self.recorder.set_phase(Phase::Done);
+    }
+}
+
+/// The first eight bytes of a datagram.
+fn identity(place: u16, turn: u64) -> u64 {
+    u64::from(place) | turn << 16
+}
+
+fn write_message(bytes: &mut [u8], identity: u64, base: u64) {
+    let header = identity.to_le_bytes();
+    let head = bytes.len().min(HEADER_LEN);
+    bytes[..head].copy_from_slice(&header[..head]);
+    if bytes.len() > HEADER_LEN {
+        let rest = &mut bytes[HEADER_LEN..];
+        rest.copy_from_slice(pattern::window(base + (identity >> 16), rest.len()));
+    }
+}
+
+/// The place and turn of an answer. A datagram shorter than the header carries only the low bits
+/// of both; the turn is then the one that the place is at, if those bits agree.
+fn recognise(bytes: &[u8], depth: usize, turn_of: impl Fn(usize) -> u64) -> (usize, u64) {
+    let mut header = [0; HEADER_LEN];
+    let head = bytes.len().min(HEADER_LEN);
+    header[..head].copy_from_slice(&bytes[..head]);
+    let value = u64::from_le_bytes(header);
+    let number = (value & 0xffff) as usize;
+    if head == HEADER_LEN || number >= depth {
+        return (number, value >> 16);
+    }
+    let turn = turn_of(number);
+    let mask = if head == 0 { 0 } else { u64::MAX >> (64 - 8 * head as u32) };
+    if identity(number as u16, turn) & mask == value & mask { (number, turn) } else { (number, value >> 16) }
+}
+
+impl Protocol for DatagramLoad {
+    type Message = Command;
+
+    fn start(&mut self, ctx: &mut Context<'_, Command>) {
+        let (shard, shards) = (ctx.shard(), ctx.shards());
+        self.share = Config::share(self.config.connections, shard, shards);
+        self.first = (0..shard).map(|before| Config::share(self.config.connections, before, shards)).sum();
+        ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
+        self.open_more(ctx);
+    }
+
+    fn datagrams(&mut self, ctx: &mut Context<'_, Command>, socket: SocketId, batch: &mut Vec<Datagram>) {
+        let now = ctx.now();
+        let at = ctx.socket_tag(socket) as usize;
+        if at >= self.flows.len() {
+            return;
+        }
+        let mut freed = Vec::new();
+        for datagram in batch.drain(..) {
+            for bytes in datagram.iter() {
+                freed.extend(self.answer(at, bytes, now));
+            }
+        }
+        if !self.ended && self.config.arrivals == Arrivals::Closed {
+            self.ready.extend_from_slice(&freed);
+            self.send_ready(ctx, at, now);
+        } else {
+            self.flows[at].free.extend_from_slice(&freed);
+            self.send_backlog(ctx);
+        }
+        self.check_done(ctx);
+    }
+
+    fn socket_error(&mut self, _ctx: &mut Context<'_, Command>, _socket: SocketId, errno: i32) {
+        self.recorder.failed(("socket", error_name(errno)));
+    }
+
+    fn timer(&mut self, ctx: &mut Context<'_, Command>, token: u64) {
+        match token {
+            PUBLISH => {
+                if !self.done {
+                    self.recorder.publish();
+                    ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
+                }
+            }
+            BEGIN => self.begin(ctx),
+            MEASURE => {
+                self.recorder.measuring = !self.ended;
+                ctx.set_timer(self.end_at, END);
+            }
+            END => self.end(ctx),
+            GIVE_UP if !self.done => self.finish(ctx),
+            PACE => self.pace(ctx),
+            SWEEP => self.sweep(ctx),
+            OPEN_MORE => self.open_more(ctx),
+            _ => {}
+        }
+    }
+
+    fn message(&mut self, ctx: &mut Context<'_, Command>, _from: ShardId, command: Command) {
+        match command {
+            Command::Begin { start, measure, end } => {
+                self.end_at = end;
+                ctx.set_timer(start, BEGIN);
+                ctx.set_timer(measure.max(start), MEASURE);
+            }
+            Command::End => self.end(ctx),
+        }
+    }
+
+    fn stopping(&mut self, ctx: &mut Context<'_, Command>) {
+        self.end(ctx);
+        if !self.done {
+            self.finish(ctx);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_message_is_recognised_at_every_length() {
+        for len in 0..64 {
+            let mut bytes = vec![0; len];
+            let turn = 0x0001_0203;
+            write_message(&mut bytes, identity(5, turn), 77);
+            // Fewer than two bytes cannot tell the places apart: then there is one.
+            let (place, depth) = if len >= 2 { (5, 64) } else { (usize::from(len == 1) * 5, 6) };
+            assert_eq!(recognise(&bytes, depth, |_| turn).0, place, "{len} bytes");
+        }
+    }
+}

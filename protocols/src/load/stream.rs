@@ -1,0 +1,391 @@
+//! Load on streams: TCP and Unix.
+//!
+//! A connection sends windows of the pattern and expects them back in order. Messages have no
+//! header: the position in the stream is the identity of a byte.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use ringmill_engine::pacer::Pacer;
+use ringmill_engine::{Buffer, Closed, Connect, Context, Nanos, Protocol, ShardId, StreamId};
+
+use super::pattern;
+use super::shared::{Phase, Recorder, Shared};
+use super::{Arrivals, BACKLOG_MAX, CONNECTS_IN_FLIGHT_MAX, Command, Config, GRACE, PUBLISH_INTERVAL};
+
+const PUBLISH: u64 = 0;
+const BEGIN: u64 = 1;
+const MEASURE: u64 = 2;
+const END: u64 = 3;
+const GIVE_UP: u64 = 4;
+const PACE: u64 = 5;
+const CONNECT_AGAIN: u64 = 6;
+/// After a connect failed for want of a local resource, the next ones wait this long.
+const CONNECT_PAUSE: Nanos = 100_000_000;
+
+/// One connection.
+#[derive(Default)]
+struct Connection {
+    /// Bytes sent and received since it was opened.
+    sent_bytes: u64,
+    received_bytes: u64,
+    /// Where in the pattern the connection begins.
+    base: u64,
+    /// Intended and actual send times of what is outstanding, oldest first.
+    outstanding: VecDeque<(Nanos, Nanos)>,
+    open: bool,
+}
+
+/// The stream load of one shard. See the module documentation.
+pub struct StreamLoad {
+    config: Arc<Config>,
+    recorder: Recorder,
+    /// By [`StreamId::index`].
+    connections: Vec<Connection>,
+    /// Connections that are open, in the order of opening, for an open loop's turns.
+    open: Vec<StreamId>,
+    next: usize,
+    /// Connections of this shard: to be opened, not yet begun, in flight.
+    share: usize,
+    begun: usize,
+    in_flight: usize,
+    connect_paused: bool,
+    /// This shard's connections are numbered from here.
+    first: usize,
+    pacer: Option<Pacer>,
+    /// Intended times that wait for a connection with room.
+    backlog: VecDeque<Nanos>,
+    running: bool,
+    ended: bool,
+    done: bool,
+    outstanding: usize,
+    end_at: Nanos,
+}
+
+impl StreamLoad {
+    /// The instance of one shard; figures go to `shared`.
+    #[must_use]
+    pub fn new(config: Arc<Config>, shared: Arc<Shared>) -> Self {
+        let closed_loop = config.arrivals == Arrivals::Closed;
+        Self {
+            recorder: Recorder::new(shared, closed_loop),
+            config,
+            connections: Vec::new(),
+            open: Vec::new(),
+            next: 0,
+            share: 0,
+            begun: 0,
+            in_flight: 0,
+            connect_paused: false,
+            first: 0,
+            pacer: None,
+            backlog: VecDeque::new(),
+            running: false,
+            ended: false,
+            done: false,
+            outstanding: 0,
+            end_at: Nanos::MAX,
+        }
+    }
+
+    fn open_more(&mut self, ctx: &mut Context<'_, Command>) {
+        while self.begun < self.share
+            && self.in_flight < CONNECTS_IN_FLIGHT_MAX
+            && !self.connect_paused
+            && !self.ended
+        {
+            let from = self.config.source(self.first + self.begun);
+            match ctx.connect(&Connect { to: self.config.target.clone(), from }) {
+                Ok(_) => self.in_flight += 1,
+                Err(error) => {
+                    let errno = error.raw_os_error().unwrap_or(0);
+                    self.recorder.failed(("connect", ringmill_engine::error_name(errno)));
+                    self.recorder.tally.open_failed += 1;
+                }
+            }
+            self.begun += 1;
+        }
+        self.check_ready();
+    }
+
+    fn check_ready(&mut self) {
+        let settled = self.begun - self.in_flight;
+        self.recorder.set_settled(settled);
+        if settled == self.share && !self.running && !self.ended {
+            self.recorder.publish();
+            self.recorder.set_phase(Phase::Ready);
+        }
+    }
+
+    /// Sends `count` messages on one connection now.
+    #[inline]
+    fn send(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId, count: usize, intended: Nanos) -> bool {
+        let len = self.config.message_len;
+        let now = ctx.now();
+        let connection = &mut self.connections[stream.index()];
+        let mut left = count * len;
+        while left > 0 {
+            let window = pattern::window(connection.base + connection.sent_bytes, left);
+            if !ctx.send(stream, window).is_queued() {
+                // The whole queue bound is outstanding: nothing that a load client should exceed.
+                self.recorder.failed(("send", "queue full"));
+                return false;
+            }
+            left -= window.len();
+            connection.sent_bytes += window.len() as u64;
+        }
+        for _ in 0..count {
+            connection.outstanding.push_back((intended, now));
+        }
+        self.outstanding += count;
+        self.recorder.sent(count as u64);
+        true
+    }
+
+    /// Sends what the schedule wants now, and sets the next wake-up.
+    fn pace(&mut self, ctx: &mut Context<'_, Command>) {
+        let Some(pacer) = &mut self.pacer else { return };
+        let now = ctx.now();
+        while let Some(intended) = pacer.pop_due(now) {
+            if self.backlog.len() < BACKLOG_MAX {
+                self.backlog.push_back(intended);
+            } else {
+                self.recorder.tally.unsent += 1;
+            }
+        }
+        if !self.ended {
+            let next = pacer.next_intended();
+            ctx.set_timer(next, PACE);
+        }
+        self.send_backlog(ctx);
+    }
+
+    fn send_backlog(&mut self, ctx: &mut Context<'_, Command>) {
+        let mut tried = 0;
+        while let Some(&intended) = self.backlog.front() {
+            if self.open.is_empty() || tried == self.open.len() {
+                return;
+            }
+            self.next = (self.next + 1) % self.open.len();
+            let stream = self.open[self.next];
+            let connection = &self.connections[stream.index()];
+            if connection.outstanding.len() >= self.config.depth {
+                tried += 1;
+                continue;
+            }
+            tried = 0;
+            self.backlog.pop_front();
+            let lateness = ctx.now().saturating_sub(intended);
+            if self.recorder.measuring {
+                self.recorder.tally.lateness_max_ns = self.recorder.tally.lateness_max_ns.max(lateness);
+            }
+            self.send(ctx, stream, 1, intended);
+        }
+    }
+
+    fn begin(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.ended {
+            return;
+        }
+        self.running = true;
+        self.recorder.set_phase(Phase::Running);
+        let (shard, shards) = (ctx.shard(), ctx.shards());
+        // A shard's part of the rate is its part of the connections.
+        let part = self.open.len() as f64 / self.config.connections.max(1) as f64;
+        let now = ctx.now();
+        self.pacer = match self.config.arrivals {
+            Arrivals::Constant(rate) if rate * part > 0.0 => {
+                // Shards start evenly spaced within one interval, not all at once.
+                let offset = f64::from(shard) / f64::from(shards) * 1e9 / rate;
+                Pacer::constant(rate * part, now + offset as Nanos).ok()
+            }
+            Arrivals::Poisson(rate) if rate * part > 0.0 => {
+                Pacer::poisson(rate * part, now, self.config.seed ^ u64::from(shard)).ok()
+            }
+            Arrivals::Closed => {
+                for stream in self.open.clone() {
+                    self.send(ctx, stream, self.config.depth, now);
+                }
+                None
+            }
+            _ => None,
+        };
+        self.pace(ctx);
+    }
+
+    /// Nothing more is sent; when all answers are there, the connections are closed.
+    fn end(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.ended {
+            return;
+        }
+        self.ended = true;
+        self.recorder.measuring = false;
+        self.recorder.publish();
+        self.recorder.set_phase(Phase::Ending);
+        self.backlog.clear();
+        ctx.set_timer(ctx.now() + GRACE, GIVE_UP);
+        self.check_done(ctx);
+    }
+
+    fn check_done(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.ended && !self.done && self.outstanding == 0 {
+            self.finish(ctx);
+        }
+    }
+
+    fn finish(&mut self, ctx: &mut Context<'_, Command>) {
+        self.done = true;
+        if self.outstanding > 0 {
+            let missing = self.outstanding as u64;
+            self.recorder.tally.lost += missing;
+        }
+        self.recorder.publish();
+        for stream in std::mem::take(&mut self.open) {
+            if self.config.reset_on_close {
+                ctx.reset(stream);
+            } else {
+                ctx.close(stream);
+            }
+        }
+        self.recorder.set_phase(Phase::Done);
+    }
+}
+
+impl Protocol for StreamLoad {
+    type Message = Command;
+
+    fn start(&mut self, ctx: &mut Context<'_, Command>) {
+        let (shard, shards) = (ctx.shard(), ctx.shards());
+        self.share = Config::share(self.config.connections, shard, shards);
+        self.first = (0..shard).map(|before| Config::share(self.config.connections, before, shards)).sum();
+        ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
+        self.open_more(ctx);
+    }
+
+    fn connected(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId) {
+        self.in_flight -= 1;
+        self.recorder.tally.opened += 1;
+        if self.connections.len() <= stream.index() {
+            self.connections.resize_with(stream.index() + 1, Connection::default);
+        }
+        // Connections begin at different places of the pattern, so that a byte of another
+        // connection does not pass for one's own.
+        let number = self.first + self.open.len();
+        let base = number as u64 * 7919 % pattern::PERIOD as u64;
+        self.connections[stream.index()] = Connection { base, open: true, ..Connection::default() };
+        self.open.push(stream);
+        self.open_more(ctx);
+    }
+
+    #[inline]
+    fn received(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId, data: Buffer) {
+        let len = self.config.message_len as u64;
+        let now = ctx.now();
+        let connection = &mut self.connections[stream.index()];
+        if self.config.verify {
+            let wrong = pattern::wrong_bytes(&data, connection.base + connection.received_bytes);
+            if wrong > 0 {
+                self.recorder.tally.wrong_bytes += wrong;
+            }
+        }
+        let before = connection.received_bytes;
+        connection.received_bytes += data.len() as u64;
+        if connection.received_bytes > connection.sent_bytes {
+            self.recorder.tally.unknown += 1;
+            connection.received_bytes = connection.sent_bytes;
+        }
+        // Messages whose last byte has now arrived.
+        let complete = (connection.received_bytes / len - before / len) as usize;
+        for _ in 0..complete {
+            let Some((intended, sent)) = connection.outstanding.pop_front() else { break };
+            self.outstanding -= 1;
+            self.recorder.answered(now, intended, sent, len as usize);
+        }
+        if self.ended {
+            self.check_done(ctx);
+        } else if complete > 0 && self.config.arrivals == Arrivals::Closed {
+            self.send(ctx, stream, complete, now);
+        } else if !self.backlog.is_empty() {
+            self.send_backlog(ctx);
+        }
+    }
+
+    fn closed(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId, reason: Closed) {
+        let connection = self.connections.get_mut(stream.index()).filter(|connection| connection.open);
+        let Some(connection) = connection else {
+            // It was never open.
+            self.in_flight -= 1;
+            self.recorder.tally.open_failed += 1;
+            if let Closed::Error(errno) = reason {
+                self.recorder.failed(("connect", ringmill_engine::error_name(errno)));
+                if matches!(errno, libc::EADDRNOTAVAIL | libc::EAGAIN | libc::ENOBUFS) && !self.connect_paused {
+                    self.connect_paused = true;
+                    ctx.set_timer(ctx.now() + CONNECT_PAUSE, CONNECT_AGAIN);
+                }
+            }
+            self.open_more(ctx);
+            return;
+        };
+        connection.open = false;
+        self.outstanding -= connection.outstanding.len();
+        connection.outstanding = VecDeque::new();
+        if self.done {
+            return;
+        }
+        self.open.retain(|open| *open != stream);
+        self.recorder.tally.closed_early += 1;
+        let words = match reason {
+            Closed::Error(errno) => ringmill_engine::error_name(errno),
+            Closed::Normally => "closed by peer",
+            Closed::Idle | Closed::Stalled => "timed out",
+            Closed::Stopping => "interrupted",
+        };
+        self.recorder.failed(("connection", words));
+        if self.running && self.open.is_empty() {
+            self.end(ctx);
+        }
+        self.check_done(ctx);
+    }
+
+    fn timer(&mut self, ctx: &mut Context<'_, Command>, token: u64) {
+        match token {
+            PUBLISH => {
+                if !self.done {
+                    self.recorder.publish();
+                    ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
+                }
+            }
+            BEGIN => self.begin(ctx),
+            MEASURE => {
+                self.recorder.measuring = !self.ended;
+                ctx.set_timer(self.end_at, END);
+            }
+            END => self.end(ctx),
+            GIVE_UP if !self.done => self.finish(ctx),
+            PACE => self.pace(ctx),
+            CONNECT_AGAIN => {
+                self.connect_paused = false;
+                self.open_more(ctx);
+            }
+            _ => {}
+        }
+    }
+
+    fn message(&mut self, ctx: &mut Context<'_, Command>, _from: ShardId, command: Command) {
+        match command {
+            Command::Begin { start, measure, end } => {
+                self.end_at = end;
+                ctx.set_timer(start, BEGIN);
+                ctx.set_timer(measure.max(start), MEASURE);
+            }
+            Command::End => self.end(ctx),
+        }
+    }
+
+    fn stopping(&mut self, ctx: &mut Context<'_, Command>) {
+        self.end(ctx);
+        if !self.done {
+            self.finish(ctx);
+        }
+    }
+}
