@@ -87,3 +87,6 @@ pub use payload::Payload;
 pub use protocol::{CONTROL, Closed, Protocol, Sent, error_name};
 pub use sys::buffer::{Buffer, BufferMut};
 pub use time::Nanos;
+//! The ringmill engine.
+
+pub mod topology;
