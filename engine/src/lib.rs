@@ -90,3 +90,4 @@ pub use time::Nanos;
 //! The ringmill engine.
 
 pub mod topology;
+pub mod host;
