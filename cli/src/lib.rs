@@ -6,3 +6,4 @@ pub mod fail_if;
 pub mod fuzzing;
 pub mod report;
 pub mod units;
+pub mod doctor;

@@ -23,7 +23,7 @@ pub enum Severity {
     Serious,
 }
 
-/// The part of the host that a finding is about.
+/// What a finding is about; stable words for programs that read the JSON.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Topic {
@@ -31,22 +31,34 @@ pub enum Topic {
     Kernel,
     /// io_uring.
     Rings,
-    /// Open files.
+    /// Open files of the process.
     Files,
-    /// Locked or available memory.
-    Memory,
-    /// Segmentation of UDP.
-    Datagrams,
-    /// Socket buffers.
-    SocketBuffers,
+    /// Memory that may be locked.
+    LockedMemory,
+    /// Memory that the control group allows.
+    MemoryLimit,
+    /// Segmentation of UDP sends.
+    Gso,
+    /// Segmentation of UDP receives.
+    Gro,
+    /// Ceiling of receive buffers.
+    ReceiveBuffer,
+    /// Ceiling of send buffers.
+    SendBuffer,
     /// Ports of outgoing connections.
     Ports,
-    /// Listen queues.
-    ListenQueues,
+    /// Queue of connections that wait for accept.
+    AcceptQueue,
+    /// Queue of half-open connections.
+    SynQueue,
     /// Connection tracking.
     Conntrack,
-    /// CPUs, their quota and their clocks.
-    Cpus,
+    /// CPU time that the control group allows.
+    CpuQuota,
+    /// CPU time that the hypervisor takes.
+    StolenTime,
+    /// Frequency governor.
+    Governor,
 }
 
 /// One finding.
@@ -81,6 +93,9 @@ const SOCKET_BUFFER_ADVISED_BYTES: u64 = 16 << 20;
 const PORTS_WANTED: u32 = 28_232;
 /// Connections that arrive while a shard serves others: the kernel's default since 5.4.
 const LISTEN_QUEUE_WANTED: u64 = 4_096;
+/// Half-open connections; counts only where SYN cookies are off, so the kernel's own choice for a
+/// machine of a few GiB is good enough.
+const SYN_QUEUE_WANTED: u64 = 1_024;
 /// Recommended for servers under very many connects.
 const LISTEN_QUEUE_ADVISED: u64 = 8_192;
 /// Tracked connections that leave room for a test with 100,000 of them at both ends.
@@ -155,7 +170,7 @@ pub fn advice(host: &Host) -> Vec<Advice> {
     {
         add(
             Severity::Warning,
-            Topic::Memory,
+            Topic::LockedMemory,
             format!(
                 "only {memlock_bytes} bytes may be locked, and this kernel counts rings as such"
             ),
@@ -170,7 +185,7 @@ pub fn advice(host: &Host) -> Vec<Advice> {
     if let Some(reason) = &host.datagrams.gso_segments_max.reason {
         add(
             Severity::Warning,
-            Topic::Datagrams,
+            Topic::Gso,
             reason.clone(),
             "each UDP datagram takes its own way through the kernel: about a third of the rate",
             "a kernel from 4.18 on, without a filter on this socket option".to_owned(),
@@ -178,23 +193,31 @@ pub fn advice(host: &Host) -> Vec<Advice> {
     } else if let Some(reason) = &host.datagrams.gro_segments.reason {
         add(
             Severity::Warning,
-            Topic::Datagrams,
+            Topic::Gro,
             reason.clone(),
             "UDP datagrams are received one by one: a fraction of the rate",
             "a kernel from 5.0 on, without a filter on this socket option".to_owned(),
         );
     }
 
-    for (name, value) in [
-        ("net.core.rmem_max", &host.socket_buffers.rmem_max_bytes),
-        ("net.core.wmem_max", &host.socket_buffers.wmem_max_bytes),
+    for (topic, name, value) in [
+        (
+            Topic::ReceiveBuffer,
+            "net.core.rmem_max",
+            &host.socket_buffers.rmem_max_bytes,
+        ),
+        (
+            Topic::SendBuffer,
+            "net.core.wmem_max",
+            &host.socket_buffers.wmem_max_bytes,
+        ),
     ] {
         if let Some(bytes) = value.value
             && bytes < SOCKET_BUFFER_WANTED_BYTES
         {
             add(
                 Severity::Note,
-                Topic::SocketBuffers,
+                topic,
                 format!("{name} is {bytes} bytes"),
                 "bursts of datagrams above about 1 Gbit/s overflow the socket before a shard comes round",
                 format!("sysctl -w {name}={SOCKET_BUFFER_ADVISED_BYTES}"),
@@ -215,16 +238,26 @@ pub fn advice(host: &Host) -> Vec<Advice> {
         );
     }
 
-    for (name, value) in [
-        ("net.core.somaxconn", &host.network.somaxconn),
-        ("net.ipv4.tcp_max_syn_backlog", &host.network.syn_backlog),
+    for (topic, name, value, wanted) in [
+        (
+            Topic::AcceptQueue,
+            "net.core.somaxconn",
+            &host.network.somaxconn,
+            LISTEN_QUEUE_WANTED,
+        ),
+        (
+            Topic::SynQueue,
+            "net.ipv4.tcp_max_syn_backlog",
+            &host.network.syn_backlog,
+            SYN_QUEUE_WANTED,
+        ),
     ] {
         if let Some(length) = value.value
-            && length < LISTEN_QUEUE_WANTED
+            && length < wanted
         {
             add(
                 Severity::Note,
-                Topic::ListenQueues,
+                topic,
                 format!("{name} is {length}"),
                 "when thousands connect at once, some of them are refused or wait for a second try",
                 format!("sysctl -w {name}={LISTEN_QUEUE_ADVISED}"),
@@ -261,7 +294,7 @@ pub fn advice(host: &Host) -> Vec<Advice> {
         let whole = (milli / 1000).max(1);
         add(
             Severity::Warning,
-            Topic::Cpus,
+            Topic::CpuQuota,
             format!(
                 "{cpus} CPUs are visible but the control group's quota is {}.{:03} of them",
                 milli / 1000,
@@ -283,7 +316,7 @@ pub fn advice(host: &Host) -> Vec<Advice> {
     {
         add(
             Severity::Warning,
-            Topic::Cpus,
+            Topic::StolenTime,
             format!("the hypervisor gave {percent:.1} % of the CPU time since boot to others"),
             "rates and latencies measured here vary with the neighbours' load",
             String::new(),
@@ -296,7 +329,7 @@ pub fn advice(host: &Host) -> Vec<Advice> {
     {
         add(
             Severity::Note,
-            Topic::Cpus,
+            Topic::Governor,
             format!("frequency governor {}", governors.join(", ")),
             "CPUs may clock up late: latency at low load is higher and varies",
             "cpupower frequency-set -g performance".to_owned(),
@@ -307,7 +340,7 @@ pub fn advice(host: &Host) -> Vec<Advice> {
     {
         add(
             Severity::Warning,
-            Topic::Memory,
+            Topic::MemoryLimit,
             format!("the control group allows {} MiB of memory", bytes >> 20),
             "buffers of many shards or many connections end in an out-of-memory kill; the kernel's \
              share of a connection counts too",
@@ -529,21 +562,21 @@ mod tests {
                 "no GSO",
                 |h| h.datagrams.gso_segments_max = Reading::unknown("UDP_SEGMENT is refused"),
                 Severity::Warning,
-                Topic::Datagrams,
+                Topic::Gso,
                 "4.18",
             ),
             (
                 "no GRO",
                 |h| h.datagrams.gro_segments = Reading::unknown("UDP_GRO is refused"),
                 Severity::Warning,
-                Topic::Datagrams,
+                Topic::Gro,
                 "5.0",
             ),
             (
                 "small receive buffers",
                 |h| h.socket_buffers.rmem_max_bytes = Reading::known(212_992),
                 Severity::Note,
-                Topic::SocketBuffers,
+                Topic::ReceiveBuffer,
                 "sysctl -w net.core.rmem_max=16777216",
             ),
             (
@@ -563,7 +596,7 @@ mod tests {
                 "short listen queue",
                 |h| h.network.somaxconn = Reading::known(128),
                 Severity::Note,
-                Topic::ListenQueues,
+                Topic::AcceptQueue,
                 "somaxconn=8192",
             ),
             (
@@ -580,21 +613,21 @@ mod tests {
                 "CPU quota",
                 |h| h.control_group.cpu_milli = Reading::known(Limit::At(2500)),
                 Severity::Warning,
-                Topic::Cpus,
+                Topic::CpuQuota,
                 "--shards 2",
             ),
             (
                 "governor",
                 |h| h.machine.governors = Reading::known(vec!["powersave".to_owned()]),
                 Severity::Note,
-                Topic::Cpus,
+                Topic::Governor,
                 "cpupower",
             ),
             (
                 "little memory",
                 |h| h.control_group.memory_bytes = Reading::known(Limit::At(64 << 20)),
                 Severity::Warning,
-                Topic::Memory,
+                Topic::MemoryLimit,
                 "memory limit",
             ),
         ];
@@ -632,7 +665,7 @@ mod tests {
             }
             let about_memory = advice(&host)
                 .iter()
-                .filter(|advice| advice.topic == Topic::Memory)
+                .filter(|advice| advice.topic == Topic::LockedMemory)
                 .count();
             assert_eq!(about_memory, expected, "{release} {capability}");
         }
