@@ -16,6 +16,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 SEEDS ?= 100000
 SEED ?=
 FUZZ_SECONDS ?= 60
+# Scenarios and flags of the benchmark harness; none: all scenarios.
+BENCH ?=
 
 # Without libhwloc the machine is read from /sys. Recursive on purpose: evaluated after setup ran.
 FEATURES = $(shell pkg-config --exists 'hwloc >= 2.8.0' libudev 2>/dev/null || echo --no-default-features)
@@ -63,10 +65,11 @@ fuzz: ## every fuzz target for FUZZ_SECONDS=60 (needs cargo-fuzz and a nightly t
 	done
 
 .PHONY: bench
-bench: ## install what is missing, then every benchmark; results in benches/results/
+bench: ## install what is missing, then every benchmark, or some with BENCH='NAME --quick'
 	@scripts/setup.sh bench
 	$(CARGO) build --release -p ringmill $(FEATURES)
-	benches/run.sh
+	$(CARGO) build --release --workspace --manifest-path benches/Cargo.toml
+	$(or $(CARGO_TARGET_DIR),benches/target)/release/ringmill-bench $(BENCH)
 
 .PHONY: lint
 lint: ## format, clippy, and the bans, licences and sources of dependencies; no warning allowed
@@ -81,3 +84,6 @@ lint: ## format, clippy, and the bans, licences and sources of dependencies; no 
 .PHONY: clean
 clean: ## remove everything that was built
 	$(CARGO) clean
+	@for other in benches fuzz; do \
+	  if [ -f $$other/Cargo.toml ]; then (set -x; $(CARGO) clean --manifest-path $$other/Cargo.toml); fi; \
+	done

@@ -4,8 +4,8 @@
     scripts/under-seccomp.py deploy/seccomp-ringmill.json ./target/release/ringmill doctor
 
 Proves that a profile is complete for this machine's kernel and C library, and shows what ringmill
-does where one is not: `--without NAME` leaves a system call out. Needs libseccomp (Debian:
-libseccomp2), nothing else. A refused call answers with the profile's own error.
+does where one is not: `--without NAME` refuses a call that the profile allows, with the error that
+`--errno` gives, by default the profile's own. Needs libseccomp (Debian: libseccomp2), nothing else.
 """
 
 import argparse
@@ -64,18 +64,19 @@ def load(profile, without, answer):
         ctypes.c_uint,
         ctypes.POINTER(Compare),
     ]
-    default_errno = answer or profile.get("defaultErrnoRet", EPERM)
-    default = action(profile["defaultAction"], default_errno)
+    default = action(profile["defaultAction"], profile.get("defaultErrnoRet", EPERM))
     context = library.seccomp_init(default)
+    refused = action("SCMP_ACT_ERRNO", answer or profile.get("defaultErrnoRet", EPERM))
     unknown = []
-    for rule in profile["syscalls"]:
-        verdict = action(rule["action"], rule.get("errnoRet", EPERM))
+    for rule in profile["syscalls"] + [{"names": without, "action": None}]:
+        leaves_out = rule["action"] is None
+        verdict = refused if leaves_out else action(rule["action"], rule.get("errnoRet", EPERM))
         arguments = [
             Compare(a["index"], COMPARE[a["op"]], a["value"], a.get("valueTwo", 0))
             for a in rule.get("args", [])
         ]
         for name in rule["names"]:
-            if name in without or verdict == default:
+            if verdict == default or (name in without and not leaves_out):
                 continue
             number = library.seccomp_syscall_resolve_name(name.encode())
             if number == UNKNOWN_CALL:
@@ -96,7 +97,7 @@ def load(profile, without, answer):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--without", action="append", default=[], metavar="NAME")
-    parser.add_argument("--errno", type=int, help="answer of refused calls, for example 1 (EPERM)")
+    parser.add_argument("--errno", type=int, help="answer of the calls of --without, for example 1 (EPERM)")
     parser.add_argument("profile")
     parser.add_argument("command", nargs=argparse.REMAINDER)
     options = parser.parse_args()
@@ -104,7 +105,7 @@ def main():
         parser.error("no command")
     with open(options.profile, encoding="utf-8") as file:
         profile = json.load(file)
-    load(profile, set(options.without), options.errno)
+    load(profile, options.without, options.errno)
     os.execvp(options.command[0], options.command)
 
 
