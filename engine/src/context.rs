@@ -9,7 +9,7 @@ use crate::protocol::Sent;
 use crate::shard::Core;
 use crate::stream::State;
 use crate::timer::TimerId;
-use crate::{BufferMut, Closed, Nanos, Payload, Transmit};
+use crate::{BufferMut, Closed, Limits, Nanos, Payload, Transmit};
 
 /// A shard as one of its protocols sees it, for the length of one call.
 pub struct Context<'a, M> {
@@ -44,6 +44,13 @@ impl<M: Send + 'static> Context<'_, M> {
         self.core.shards
     }
 
+    /// The bounds that this shard keeps.
+    #[inline]
+    #[must_use]
+    pub fn limits(&self) -> &Limits {
+        &self.core.tables.limits
+    }
+
     // ---- streams -------------------------------------------------------------------------
 
     /// Starts a connect; `connected` or `closed` follows. Fails at once when no socket can be
@@ -58,12 +65,13 @@ impl<M: Send + 'static> Context<'_, M> {
         self.core.driver.connect(&mut self.core.tables, self.service, connect)
     }
 
-    /// Queues bytes on a stream; they go out, in order, at the end of this turn.
+    /// Queues bytes on a stream; they go out, in order, at the end of this turn. After
+    /// [`Context::finish`] the answer is [`Sent::Closed`].
     #[inline]
     pub fn send(&mut self, stream: StreamId, payload: impl Into<Payload>) -> Sent {
         let tables = &mut self.core.tables;
         match tables.streams.get(stream) {
-            Some(entry) if entry.state == State::Open => {}
+            Some(entry) if entry.state == State::Open && !entry.finishing => {}
             _ => return Sent::Closed,
         }
         let payload = payload.into();
@@ -79,10 +87,21 @@ impl<M: Send + 'static> Context<'_, M> {
     }
 
     /// Bytes that wait to be sent on a stream.
+    #[inline]
     #[must_use]
     pub fn queued_bytes(&mut self, stream: StreamId) -> usize {
         let entry = self.core.tables.streams.get(stream);
         entry.and_then(|entry| entry.queue.as_ref()).map_or(0, |queue| queue.bytes)
+    }
+
+    /// Asks for `drained` once half of the stream's queue is free, as if a send had been refused:
+    /// for a protocol that pauses before the bound is hit. `false` when nothing is queued, and
+    /// then `drained` is not called.
+    pub fn notify_when_drained(&mut self, stream: StreamId) -> bool {
+        let entry = self.core.tables.streams.get(stream);
+        let Some(queue) = entry.and_then(|entry| entry.queue.as_mut()) else { return false };
+        queue.was_full = true;
+        true
     }
 
     /// Stops reading a stream: the peer's sends fill its TCP window and then wait. Nothing more is

@@ -62,6 +62,7 @@ mod datagram;
 pub mod driver;
 mod engine;
 mod holder;
+pub mod host;
 mod ids;
 mod limits;
 pub mod mailbox;
@@ -74,6 +75,7 @@ mod stream;
 pub mod sys;
 pub mod time;
 pub mod timer;
+pub mod topology;
 
 pub use context::Context;
 pub use control::Notice;
@@ -87,7 +89,3 @@ pub use payload::Payload;
 pub use protocol::{CONTROL, Closed, Protocol, Sent, error_name};
 pub use sys::buffer::{Buffer, BufferMut};
 pub use time::Nanos;
-//! The ringmill engine.
-
-pub mod topology;
-pub mod host;

@@ -41,7 +41,8 @@ pub trait Protocol: 'static {
         ctx.close(stream);
     }
 
-    /// A send was refused as full before; now half of the queue is free.
+    /// A send was refused as full before, or the protocol asked by
+    /// [`Context::notify_when_drained`]; now half of the queue is free.
     fn drained(&mut self, ctx: &mut Context<'_, Self::Message>, stream: StreamId) {}
 
     /// The stream is gone; its id is invalid after this call. Told once for every stream that was

@@ -221,6 +221,8 @@ impl Streams {
         let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
         let queue = match &mut stream.queue {
             Some(queue) => queue,
+            // A queue that stayed empty would never be seen to drain, and a close would wait for it.
+            None if queued_bytes + len > limits.shard_queue_bytes_max => return false,
             None => {
                 let queue = stream.queue.insert(self.spare_queues.pop().unwrap_or_default());
                 queue.progress = active;
