@@ -1,2 +1,5 @@
-//! The ringmill program.
-fn main() {}
+//! The `ringmill` program: flags in, exit code out. Everything else is in the library.
+
+fn main() -> std::process::ExitCode {
+    ringmill_cli::main()
+}

@@ -62,7 +62,9 @@ impl<M: Send + 'static> Context<'_, M> {
         if self.core.stop_begun() {
             return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
         }
-        self.core.driver.connect(&mut self.core.tables, self.service, connect)
+        self.core
+            .driver
+            .connect(&mut self.core.tables, self.service, connect)
     }
 
     /// Queues bytes on a stream; they go out, in order, at the end of this turn. After
@@ -78,10 +80,15 @@ impl<M: Send + 'static> Context<'_, M> {
         if payload.is_empty() {
             return Sent::Queued;
         }
-        if tables.streams.enqueue(stream.index, payload, &tables.limits, tables.active) {
+        if tables
+            .streams
+            .enqueue(stream.index, payload, &tables.limits, tables.active)
+        {
             Sent::Queued
         } else {
-            tables.metrics.services[usize::from(self.service)].send_full.add(1);
+            tables.metrics.services[usize::from(self.service)]
+                .send_full
+                .add(1);
             Sent::Full
         }
     }
@@ -91,7 +98,9 @@ impl<M: Send + 'static> Context<'_, M> {
     #[must_use]
     pub fn queued_bytes(&mut self, stream: StreamId) -> usize {
         let entry = self.core.tables.streams.get(stream);
-        entry.and_then(|entry| entry.queue.as_ref()).map_or(0, |queue| queue.bytes)
+        entry
+            .and_then(|entry| entry.queue.as_ref())
+            .map_or(0, |queue| queue.bytes)
     }
 
     /// Asks for `drained` once half of the stream's queue is free, as if a send had been refused:
@@ -99,7 +108,9 @@ impl<M: Send + 'static> Context<'_, M> {
     /// then `drained` is not called.
     pub fn notify_when_drained(&mut self, stream: StreamId) -> bool {
         let entry = self.core.tables.streams.get(stream);
-        let Some(queue) = entry.and_then(|entry| entry.queue.as_mut()) else { return false };
+        let Some(queue) = entry.and_then(|entry| entry.queue.as_mut()) else {
+            return false;
+        };
         queue.was_full = true;
         true
     }
@@ -133,7 +144,11 @@ impl<M: Send + 'static> Context<'_, M> {
     /// A word of the protocol's own, kept with the stream at no extra memory.
     #[must_use]
     pub fn tag(&mut self, stream: StreamId) -> u64 {
-        self.core.tables.streams.get(stream).map_or(0, |entry| entry.tag)
+        self.core
+            .tables
+            .streams
+            .get(stream)
+            .map_or(0, |entry| entry.tag)
     }
 
     /// Sets the stream's word.
@@ -150,7 +165,9 @@ impl<M: Send + 'static> Context<'_, M> {
     /// # Errors
     /// The error of the system call that failed.
     pub fn open(&mut self, open: &Open) -> io::Result<SocketId> {
-        self.core.driver.open_socket(&mut self.core.tables, self.service, open)
+        self.core
+            .driver
+            .open_socket(&mut self.core.tables, self.service, open)
     }
 
     /// The datagram sockets that the engine bound for this service on this shard, as
@@ -171,7 +188,11 @@ impl<M: Send + 'static> Context<'_, M> {
     /// The local address of a socket.
     #[must_use]
     pub fn local_address(&mut self, socket: SocketId) -> Option<std::net::SocketAddr> {
-        self.core.tables.sockets.get(socket).map(|entry| entry.local)
+        self.core
+            .tables
+            .sockets
+            .get(socket)
+            .map(|entry| entry.local)
     }
 
     /// Queues datagrams; they go out at the end of this turn, equal ones to one peer as one send.
@@ -180,13 +201,17 @@ impl<M: Send + 'static> Context<'_, M> {
         let tables = &mut self.core.tables;
         let len = transmit.data.len();
         let queued_bytes = tables.streams.queued_bytes;
-        let Some(entry) = tables.sockets.get(socket) else { return Sent::Closed };
+        let Some(entry) = tables.sockets.get(socket) else {
+            return Sent::Closed;
+        };
         let limits = &tables.limits;
         let full = entry.queue_bytes > 0 && entry.queue_bytes + len > limits.socket_queue_bytes_max
             || queued_bytes + len > limits.shard_queue_bytes_max;
         if full {
             entry.was_full = true;
-            tables.metrics.services[usize::from(self.service)].send_full.add(1);
+            tables.metrics.services[usize::from(self.service)]
+                .send_full
+                .add(1);
             return Sent::Full;
         }
         entry.queue_bytes += len;
@@ -201,24 +226,34 @@ impl<M: Send + 'static> Context<'_, M> {
 
     /// Stops or starts receiving on a datagram socket.
     pub fn set_socket_reading(&mut self, socket: SocketId, on: bool) {
-        let Some(entry) = self.core.tables.sockets.get(socket) else { return };
+        let Some(entry) = self.core.tables.sockets.get(socket) else {
+            return;
+        };
         if entry.paused == on {
             entry.paused = !on;
-            self.core.driver.read_socket(&mut self.core.tables, socket.index, on);
+            self.core
+                .driver
+                .read_socket(&mut self.core.tables, socket.index, on);
         }
     }
 
     /// Closes a datagram socket. What waits in its queue is dropped.
     pub fn close_socket(&mut self, socket: SocketId) {
         if self.core.tables.sockets.get(socket).is_some() {
-            self.core.driver.close_socket(&mut self.core.tables, socket.index);
+            self.core
+                .driver
+                .close_socket(&mut self.core.tables, socket.index);
         }
     }
 
     /// A word of the protocol's own, kept with the socket.
     #[must_use]
     pub fn socket_tag(&mut self, socket: SocketId) -> u64 {
-        self.core.tables.sockets.get(socket).map_or(0, |entry| entry.tag)
+        self.core
+            .tables
+            .sockets
+            .get(socket)
+            .map_or(0, |entry| entry.tag)
     }
 
     /// Sets the socket's word.

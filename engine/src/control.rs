@@ -1,7 +1,7 @@
 //! What the control thread and the shards share: the stop request, the connection count, notices.
 
-use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
 use crossbeam_queue::ArrayQueue;
 

@@ -68,7 +68,13 @@ impl Transmit {
     #[must_use]
     pub fn one(peer: Option<SocketAddr>, data: Payload) -> Self {
         let stride = u16::try_from(data.len()).unwrap_or(u16::MAX);
-        Self { peer, source: None, ecn: 0, stride, data }
+        Self {
+            peer,
+            source: None,
+            ecn: 0,
+            stride,
+            data,
+        }
     }
 
     /// How many datagrams this is.
@@ -145,18 +151,25 @@ impl Sockets {
         if let Some(index) = self.free.pop() {
             let entry = &mut self.entries[index as usize];
             *entry = vacant(entry.generation);
-            SocketId { index, generation: entry.generation }
+            SocketId {
+                index,
+                generation: entry.generation,
+            }
         } else {
             let index = self.entries.len() as u32;
             self.entries.push(vacant(1));
-            SocketId { index, generation: 1 }
+            SocketId {
+                index,
+                generation: 1,
+            }
         }
     }
 
     /// Ends an entry. The caller has taken its queue into account.
     pub(crate) fn remove(&mut self, index: u32) {
         let entry = &mut self.entries[index as usize];
-        entry.generation = (entry.generation.wrapping_add(1) & crate::stream::GENERATION_MASK).max(1);
+        entry.generation =
+            (entry.generation.wrapping_add(1) & crate::stream::GENERATION_MASK).max(1);
         entry.open = false;
         entry.slot = -1;
         entry.queue = VecDeque::new();
@@ -179,7 +192,10 @@ impl Sockets {
 
     #[inline]
     pub(crate) fn id(&self, index: u32) -> SocketId {
-        SocketId { index, generation: self.entries[index as usize].generation }
+        SocketId {
+            index,
+            generation: self.entries[index as usize].generation,
+        }
     }
 }
 
@@ -189,7 +205,14 @@ mod tests {
 
     #[test]
     fn segments_of_a_buffer() {
-        for (len, stride, want) in [(0, 0, 1), (0, 100, 1), (1, 1, 1), (100, 100, 1), (101, 100, 2), (300, 100, 3)] {
+        for (len, stride, want) in [
+            (0, 0, 1),
+            (0, 100, 1),
+            (1, 1, 1),
+            (100, 100, 1),
+            (101, 100, 2),
+            (300, 100, 3),
+        ] {
             assert_eq!(segments(len, stride), want, "{len} bytes by {stride}");
         }
     }

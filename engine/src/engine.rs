@@ -86,7 +86,10 @@ pub struct Service<P: Protocol> {
 
 impl<P: Protocol> Service<P> {
     /// A service whose instance on each shard is made by `make`, on the shard's own thread.
-    pub fn new(name: impl Into<String>, make: impl Fn(ShardId) -> P + Send + Sync + 'static) -> Self {
+    pub fn new(
+        name: impl Into<String>,
+        make: impl Fn(ShardId) -> P + Send + Sync + 'static,
+    ) -> Self {
         Self {
             name: name.into(),
             make: Box::new(make),
@@ -99,7 +102,10 @@ impl<P: Protocol> Service<P> {
     /// Accepts streams at an address; port 0 lets the kernel choose.
     #[must_use]
     pub fn listen(mut self, address: impl Into<Address>) -> Self {
-        self.endpoints.push(Endpoint::Stream { address: address.into(), wants_peer: self.wants_peer });
+        self.endpoints.push(Endpoint::Stream {
+            address: address.into(),
+            wants_peer: self.wants_peer,
+        });
         self
     }
 
@@ -156,7 +162,12 @@ impl<M> Controller<M> {
 trait AnyService: Send {
     fn name(&self) -> &str;
     fn endpoints(&self) -> &[Endpoint];
-    fn guests(&self, service: ServiceId, bells: &Arc<[ShardBell]>, messages_max: usize) -> Vec<Guest>;
+    fn guests(
+        &self,
+        service: ServiceId,
+        bells: &Arc<[ShardBell]>,
+        messages_max: usize,
+    ) -> Vec<Guest>;
 }
 
 struct Typed<P: Protocol> {
@@ -173,7 +184,12 @@ impl<P: Protocol> AnyService for Typed<P> {
         &self.service.endpoints
     }
 
-    fn guests(&self, service: ServiceId, bells: &Arc<[ShardBell]>, messages_max: usize) -> Vec<Guest> {
+    fn guests(
+        &self,
+        service: ServiceId,
+        bells: &Arc<[ShardBell]>,
+        messages_max: usize,
+    ) -> Vec<Guest> {
         let (ends, control) = mailboxes::<P::Message>(bells, messages_max);
         // Set once: a service is started once.
         let _ = self.service.control.set(control);
@@ -258,7 +274,10 @@ impl Builder {
 
     /// What each shard's thread does first, such as pinning itself to its CPU.
     #[must_use]
-    pub fn settle(mut self, settle: impl Fn(ShardId) -> io::Result<()> + Send + Sync + 'static) -> Self {
+    pub fn settle(
+        mut self,
+        settle: impl Fn(ShardId) -> io::Result<()> + Send + Sync + 'static,
+    ) -> Self {
         self.settle = Some(Arc::new(settle));
         self
     }
@@ -275,7 +294,10 @@ impl Builder {
     #[must_use]
     pub fn service<P: Protocol>(mut self, mut service: Service<P>) -> Self {
         let make = std::mem::replace(&mut service.make, Box::new(|_| unreachable!("moved")));
-        self.services.push(Box::new(Typed { service, make: Arc::from(make) }));
+        self.services.push(Box::new(Typed {
+            service,
+            make: Arc::from(make),
+        }));
         self
     }
 
@@ -286,7 +308,9 @@ impl Builder {
     /// left running then.
     pub fn start(self) -> Result<Engine, StartError> {
         if self.services.is_empty() || self.shards == 0 {
-            return Err(StartError::Configuration("an engine needs a service and a shard".into()));
+            return Err(StartError::Configuration(
+                "an engine needs a service and a shard".into(),
+            ));
         }
         let files = socket::raise_file_limit();
         let (driver, driver_note) = self.choose_driver()?;
@@ -294,19 +318,34 @@ impl Builder {
         let bells = shard_bells(self.shards);
         let control = Arc::new(ControlState::new(Arc::clone(&bells)));
         let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();
-        let metrics: Vec<_> =
-            (0..shards).map(|_| Arc::new(ShardMetrics::new(self.services.len()))).collect();
+        let metrics: Vec<_> = (0..shards)
+            .map(|_| Arc::new(ShardMetrics::new(self.services.len())))
+            .collect();
         let directory = uring::Directory::new(self.shards);
 
         let mut plots: Vec<Plot> = (0..shards).map(|_| Plot::default()).collect();
         let mut addresses = Vec::new();
         for (service, definition) in self.services.iter().enumerate() {
             for (endpoint, spec) in definition.endpoints().iter().enumerate() {
-                let id = ListenerId { service: service as ServiceId, endpoint: endpoint as u16 };
+                let id = ListenerId {
+                    service: service as ServiceId,
+                    endpoint: endpoint as u16,
+                };
                 let address = self.bind(id, spec, &mut plots)?;
-                addresses.push(BoundAddress { service: definition.name().to_owned(), id, address });
+                let datagrams = matches!(spec, Endpoint::Datagram(_));
+                let service = definition.name().to_owned();
+                addresses.push(BoundAddress {
+                    service,
+                    id,
+                    address,
+                    datagrams,
+                });
             }
-            let guests = definition.guests(service as ServiceId, &bells, self.limits.mailbox_messages_max);
+            let guests = definition.guests(
+                service as ServiceId,
+                &bells,
+                self.limits.mailbox_messages_max,
+            );
             for (plot, guest) in plots.iter_mut().zip(guests) {
                 plot.guests.push(guest);
             }
@@ -315,7 +354,11 @@ impl Builder {
         let mut engine = Engine {
             driver,
             driver_note,
-            services: self.services.iter().map(|service| service.name().to_owned()).collect(),
+            services: self
+                .services
+                .iter()
+                .map(|service| service.name().to_owned())
+                .collect(),
             addresses,
             metrics: metrics.clone(),
             control: Arc::clone(&control),
@@ -341,12 +384,13 @@ impl Builder {
                 options: self.uring.clone(),
                 files,
                 streams: self.limits.max_connections.div_ceil(shards),
+                listens: !parts.listeners.is_empty(),
                 directory: Arc::clone(&directory),
             };
             let ready = ready.clone();
-            let thread = std::thread::Builder::new().name(format!("shard-{id}")).spawn(move || {
-                run_shard(driver, parts, settle, options, &ready)
-            });
+            let thread = std::thread::Builder::new()
+                .name(format!("shard-{id}"))
+                .spawn(move || run_shard(driver, parts, settle, options, &ready));
             match thread {
                 Ok(thread) => engine.threads.push(thread),
                 Err(error) => {
@@ -373,9 +417,10 @@ impl Builder {
         }
         match uring::probe(&self.uring) {
             Ok(_) => Ok((DriverKind::Uring, None)),
-            Err(unavailable) if self.driver == DriverChoice::Auto => {
-                Ok((DriverKind::Epoll, Some(format!("using epoll: {unavailable}"))))
-            }
+            Err(unavailable) if self.driver == DriverChoice::Auto => Ok((
+                DriverKind::Epoll,
+                Some(format!("using epoll: {unavailable}")),
+            )),
             Err(unavailable) => Err(StartError::Driver {
                 driver: DriverKind::Uring,
                 reason: unavailable.to_string(),
@@ -384,7 +429,12 @@ impl Builder {
     }
 
     /// Binds one endpoint once for each shard and returns its address with the real port.
-    fn bind(&self, id: ListenerId, endpoint: &Endpoint, plots: &mut [Plot]) -> Result<Address, StartError> {
+    fn bind(
+        &self,
+        id: ListenerId,
+        endpoint: &Endpoint,
+        plots: &mut [Plot],
+    ) -> Result<Address, StartError> {
         let fail = |address: &Address, datagram: bool, error: io::Error| StartError::Bind {
             address: address.to_string(),
             holder: (error.kind() == io::ErrorKind::AddrInUse)
@@ -393,7 +443,10 @@ impl Builder {
             error,
         };
         match endpoint {
-            Endpoint::Stream { address, wants_peer } => {
+            Endpoint::Stream {
+                address,
+                wants_peer,
+            } => {
                 let failed = |error| fail(address, false, error);
                 let (fds, address) = self.bind_streams(address, plots.len()).map_err(failed)?;
                 for (plot, fd) in plots.iter_mut().zip(fds) {
@@ -422,7 +475,11 @@ impl Builder {
         }
     }
 
-    fn bind_streams(&self, address: &Address, shards: usize) -> io::Result<(Vec<OwnedFd>, Address)> {
+    fn bind_streams(
+        &self,
+        address: &Address,
+        shards: usize,
+    ) -> io::Result<(Vec<OwnedFd>, Address)> {
         let ip = match address {
             Address::Ip(ip) => *ip,
             Address::Unix(_) => {
@@ -439,26 +496,42 @@ impl Builder {
             // Without SO_REUSEPORT this fails when anyone, also ourselves, holds the port.
             drop(socket::listen_stream(address, Share::Alone)?);
         }
-        let share = if shards > 1 || self.share_port { Share::Group } else { Share::Alone };
+        let share = if shards > 1 || self.share_port {
+            Share::Group
+        } else {
+            Share::Alone
+        };
         let first = socket::listen_stream(address, share)?;
         let local = Address::Ip(socket::local_address(&first)?);
         let mut fds = vec![first];
         while fds.len() < shards {
             fds.push(socket::listen_stream(&local, share)?);
         }
-        if let Some(cpus) = self.steering_cpus.as_ref().filter(|cpus| cpus.len() == shards && shards > 1) {
+        if let Some(cpus) = self
+            .steering_cpus
+            .as_ref()
+            .filter(|cpus| cpus.len() == shards && shards > 1)
+        {
             socket::steer_by_cpu(&fds[0], cpus)?;
         }
         Ok((fds, local))
     }
 
-    fn bind_datagrams(&self, address: SocketAddr, shards: usize) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
+    fn bind_datagrams(
+        &self,
+        address: SocketAddr,
+        shards: usize,
+    ) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
         let buffer = self.limits.datagram_socket_buffer_bytes;
         let open = |local, share| socket::open_datagram(&Open { local, peer: None }, share, buffer);
         if address.port() != 0 && !self.share_port {
             drop(open(address, Share::Alone)?);
         }
-        let share = if shards > 1 || self.share_port { Share::Group } else { Share::Alone };
+        let share = if shards > 1 || self.share_port {
+            Share::Group
+        } else {
+            Share::Alone
+        };
         let first = open(address, share)?;
         let local = socket::local_address(&first)?;
         let mut fds = vec![first];
@@ -509,7 +582,10 @@ fn run_shard(
     let _ = ready.send((id, Ok(())));
     let result = shard.run();
     if let Err(error) = &result {
-        control.notify(Notice::ShardFailed { shard: id, error: error.to_string() });
+        control.notify(Notice::ShardFailed {
+            shard: id,
+            error: error.to_string(),
+        });
         // A shard that cannot go on must not leave its share of the connections hanging.
         control.request(Stop::Drain);
     }
@@ -525,6 +601,19 @@ pub struct BoundAddress {
     pub id: ListenerId,
     /// The address, with the port that the kernel chose.
     pub address: Address,
+    /// Whether it receives datagrams rather than accepts streams.
+    pub datagrams: bool,
+}
+
+impl std::fmt::Display for BoundAddress {
+    /// As users write endpoints: `tcp://127.0.0.1:7000`, `udp://[::1]:7000`, `unix:/run/echo`.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (&self.address, self.datagrams) {
+            (Address::Unix(path), _) => write!(f, "unix:{}", path.display()),
+            (Address::Ip(address), false) => write!(f, "tcp://{address}"),
+            (Address::Ip(address), true) => write!(f, "udp://{address}"),
+        }
+    }
 }
 
 /// A running engine.
@@ -584,7 +673,10 @@ impl Engine {
     /// Counters of one service, summed over the shards.
     #[must_use]
     pub fn service_totals(&self, service: usize) -> ServiceSnapshot {
-        let snapshots = self.metrics.iter().map(|metrics| metrics.services[service].snapshot());
+        let snapshots = self
+            .metrics
+            .iter()
+            .map(|metrics| metrics.services[service].snapshot());
         snapshots.fold(ServiceSnapshot::default(), |sum, next| sum.plus(&next))
     }
 
@@ -639,7 +731,9 @@ impl Engine {
     pub fn join(&mut self) -> io::Result<()> {
         let mut first = Ok(());
         for thread in self.threads.drain(..) {
-            let result = thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+            let result = thread
+                .join()
+                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
             if first.is_ok() {
                 first = result;
             }

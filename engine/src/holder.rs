@@ -3,24 +3,38 @@
 //! Reads /proc only; finds what this user may see and says nothing else.
 
 use std::fs;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use crate::driver::Address;
 
 /// The holder of an address in words, such as `held by nginx, process 4711`.
 pub(crate) fn of(address: &Address, datagram: bool) -> Option<String> {
-    let Address::Ip(ip) = address else { return None };
+    let Address::Ip(ip) = address else {
+        return None;
+    };
+    let (pid, name) = port_holder(*ip, datagram)?;
+    let ours = if pid == std::process::id() {
+        " (this process)"
+    } else {
+        ""
+    };
+    Some(format!("held by {name}, process {pid}{ours}"))
+}
+
+/// The process (its number and name) that has a port bound here, when this user may see it.
+#[must_use]
+pub fn port_holder(ip: SocketAddr, datagram: bool) -> Option<(u32, String)> {
     let tables: &[&str] = match datagram {
         true => &["/proc/net/udp", "/proc/net/udp6"],
         false => &["/proc/net/tcp", "/proc/net/tcp6"],
     };
     let inode = tables.iter().find_map(|table| {
         let text = fs::read_to_string(table).ok()?;
-        text.lines().skip(1).find_map(|line| inode_of(line, ip.ip(), ip.port(), datagram))
+        text.lines()
+            .skip(1)
+            .find_map(|line| inode_of(line, ip.ip(), ip.port(), datagram))
     })?;
-    let (pid, name) = process_of(inode)?;
-    let ours = if pid == std::process::id() { " (this process)" } else { "" };
-    Some(format!("held by {name}, process {pid}{ours}"))
+    process_of(inode)
 }
 
 /// The inode of a line of /proc/net/{tcp,udp}, when it is a bound or listening socket there.
@@ -32,14 +46,21 @@ fn inode_of(line: &str, ip: IpAddr, port: u16, datagram: bool) -> Option<u64> {
     let (host, number) = address.split_once(':')?;
     let bound = parse_host(host)?;
     let overlaps = bound == ip || bound.is_unspecified() || ip.is_unspecified();
-    let matches = u16::from_str_radix(number, 16).ok()? == port && overlaps && (datagram || *state == LISTEN);
+    let matches =
+        u16::from_str_radix(number, 16).ok()? == port && overlaps && (datagram || *state == LISTEN);
     matches.then(|| inode.parse().ok()).flatten()
 }
 
 /// Addresses are printed as native-endian 32-bit words in hexadecimal.
 fn parse_host(host: &str) -> Option<IpAddr> {
     let words: Vec<[u8; 4]> = (0..host.len() / 8)
-        .map(|i| Some(u32::from_str_radix(host.get(i * 8..i * 8 + 8)?, 16).ok()?.to_ne_bytes()))
+        .map(|i| {
+            Some(
+                u32::from_str_radix(host.get(i * 8..i * 8 + 8)?, 16)
+                    .ok()?
+                    .to_ne_bytes(),
+            )
+        })
         .collect::<Option<_>>()?;
     match words.len() {
         1 => Some(IpAddr::V4(Ipv4Addr::from(words[0]))),
@@ -54,13 +75,19 @@ fn parse_host(host: &str) -> Option<IpAddr> {
 fn process_of(inode: u64) -> Option<(u32, String)> {
     let wanted = format!("socket:[{inode}]");
     for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse::<u32>().ok())
+        else {
             continue;
         };
-        let Ok(files) = fs::read_dir(entry.path().join("fd")) else { continue };
-        let holds = files
-            .flatten()
-            .any(|file| fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str()));
+        let Ok(files) = fs::read_dir(entry.path().join("fd")) else {
+            continue;
+        };
+        let holds = files.flatten().any(|file| {
+            fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str())
+        });
         if holds {
             let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
             return Some((pid, name.trim().to_owned()));
@@ -79,14 +106,21 @@ mod tests {
         let socket = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let address = Address::Ip(socket.local_addr().unwrap());
         let words = of(&address, false).unwrap();
-        assert!(words.contains(&format!("process {}", std::process::id())), "{words}");
+        assert!(
+            words.contains(&format!("process {}", std::process::id())),
+            "{words}"
+        );
         assert_eq!(of(&address, true), None);
     }
 
     #[test]
     fn odd_lines_are_passed_over() {
         for line in ["", "0:", "0: zz:1 a b c d e f g h", "0: 0100007F 0 0A"] {
-            assert_eq!(inode_of(line, "127.0.0.1".parse().unwrap(), 1, false), None, "{line}");
+            assert_eq!(
+                inode_of(line, "127.0.0.1".parse().unwrap(), 1, false),
+                None,
+                "{line}"
+            );
         }
     }
 }

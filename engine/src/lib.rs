@@ -81,7 +81,10 @@ pub use context::Context;
 pub use control::Notice;
 pub use datagram::{Datagram, Ecn, Transmit, segments};
 pub use driver::{Address, Close, Connect, DriverKind, Open, uring};
-pub use engine::{BoundAddress, Builder, Controller, DriverChoice, Engine, Service, StartError, Stopper};
+pub use engine::{
+    BoundAddress, Builder, Controller, DriverChoice, Engine, Service, StartError, Stopper,
+};
+pub use holder::port_holder;
 pub use ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
 pub use limits::Limits;
 pub use metrics::{ServiceSnapshot, ShardMetrics, ShardSnapshot};

@@ -15,7 +15,8 @@ impl Counter {
     /// Adds to the counter. Only the owning shard may call this.
     #[inline]
     pub fn add(&self, count: u64) {
-        self.0.store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
+        self.0
+            .store(self.0.load(Relaxed).wrapping_add(count), Relaxed);
     }
 
     /// Sets a gauge. Only the owning shard may call this.
@@ -173,6 +174,9 @@ mod tests {
         let sum = live.snapshot().plus(&live.snapshot());
         assert_eq!((sum.accepted, sum.open), (6, 4));
         assert_eq!(ServiceSnapshot::FIELDS.len(), sum.values().len());
-        assert_eq!(ServiceSnapshot::FIELDS[0], ("open", "gauge", " Streams open now."));
+        assert_eq!(
+            ServiceSnapshot::FIELDS[0],
+            ("open", "gauge", " Streams open now.")
+        );
     }
 }

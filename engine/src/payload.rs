@@ -71,7 +71,10 @@ impl Payload {
     #[must_use]
     pub(crate) fn unpinned(self) -> Self {
         match self {
-            Self::Buffer(buffer) => Self::Owned { bytes: buffer.to_vec(), start: 0 },
+            Self::Buffer(buffer) => Self::Owned {
+                bytes: buffer.to_vec(),
+                start: 0,
+            },
             other => other,
         }
     }

@@ -62,13 +62,20 @@ pub trait Protocol: 'static {
     fn socket_drained(&mut self, ctx: &mut Context<'_, Self::Message>, socket: SocketId) {}
 
     /// A datagram socket reported an error (`errno`), such as a refused port. It goes on.
-    fn socket_error(&mut self, ctx: &mut Context<'_, Self::Message>, socket: SocketId, errno: i32) {}
+    fn socket_error(&mut self, ctx: &mut Context<'_, Self::Message>, socket: SocketId, errno: i32) {
+    }
 
     /// A timer fired: never early. `token` is what [`Context::set_timer`] was given.
     fn timer(&mut self, ctx: &mut Context<'_, Self::Message>, token: u64) {}
 
     /// A message from another shard; [`CONTROL`] when it comes from the control thread.
-    fn message(&mut self, ctx: &mut Context<'_, Self::Message>, from: ShardId, message: Self::Message) {}
+    fn message(
+        &mut self,
+        ctx: &mut Context<'_, Self::Message>,
+        from: ShardId,
+        message: Self::Message,
+    ) {
+    }
 
     /// A graceful stop began: nothing more is accepted, and what is queued is still sent. Streams
     /// end by themselves after this call.

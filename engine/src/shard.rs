@@ -15,7 +15,9 @@ use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
 
 use crate::control::{ControlState, Notice, Stop};
-use crate::driver::{ACCEPT_PAUSE, BoundDatagramSocket, BoundListener, Close, Driver, Event, Tables, Wait};
+use crate::driver::{
+    ACCEPT_PAUSE, BoundDatagramSocket, BoundListener, Close, Driver, Event, Tables, Wait,
+};
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
 use crate::limits::Limits;
 use crate::mailbox::{Mailbox, ShardBell};
@@ -77,7 +79,9 @@ impl Core {
 
     /// Send the rest, then take the stream down.
     pub(crate) fn close(&mut self, id: StreamId, reason: Closed) {
-        let Some(stream) = self.tables.streams.get(id) else { return };
+        let Some(stream) = self.tables.streams.get(id) else {
+            return;
+        };
         match stream.state {
             State::Open if stream.queue.is_some() => {
                 stream.state = State::Draining;
@@ -90,7 +94,9 @@ impl Core {
 
     /// Reads a paused stream again: first what is held for it.
     pub(crate) fn resume(&mut self, id: StreamId) {
-        let Some(stream) = self.tables.streams.get(id) else { return };
+        let Some(stream) = self.tables.streams.get(id) else {
+            return;
+        };
         if stream.state != State::Open || !stream.paused {
             return;
         }
@@ -103,7 +109,9 @@ impl Core {
     }
 
     pub(crate) fn pause(&mut self, id: StreamId) {
-        let Some(stream) = self.tables.streams.get(id) else { return };
+        let Some(stream) = self.tables.streams.get(id) else {
+            return;
+        };
         if stream.state == State::Open && !stream.paused {
             stream.paused = true;
             self.driver.read(&mut self.tables, id.index, false);
@@ -111,7 +119,9 @@ impl Core {
     }
 
     pub(crate) fn finish(&mut self, id: StreamId) {
-        let Some(stream) = self.tables.streams.get(id) else { return };
+        let Some(stream) = self.tables.streams.get(id) else {
+            return;
+        };
         if stream.state == State::Open && !stream.finishing {
             stream.finishing = true;
             if stream.queue.is_none() {
@@ -122,7 +132,9 @@ impl Core {
 
     /// Take the stream down now and remember to tell its protocol.
     pub(crate) fn take_down(&mut self, id: StreamId, how: Close, reason: Closed) {
-        let Some(stream) = self.tables.streams.get(id) else { return };
+        let Some(stream) = self.tables.streams.get(id) else {
+            return;
+        };
         if matches!(stream.state, State::Closing | State::Free) {
             return;
         }
@@ -158,7 +170,13 @@ impl Core {
 /// A protocol with its mailbox, behind one vtable: the shard does not know its message type.
 trait Hosted {
     fn start(&mut self, core: &mut Core);
-    fn accepted(&mut self, core: &mut Core, stream: StreamId, listener: ListenerId, peer: Option<SocketAddr>);
+    fn accepted(
+        &mut self,
+        core: &mut Core,
+        stream: StreamId,
+        listener: ListenerId,
+        peer: Option<SocketAddr>,
+    );
     fn connected(&mut self, core: &mut Core, stream: StreamId);
     fn received(&mut self, core: &mut Core, stream: StreamId, data: Buffer);
     fn ended(&mut self, core: &mut Core, stream: StreamId);
@@ -189,7 +207,11 @@ impl<P: Protocol> Host<P> {
         core: &mut Core,
         handler: impl FnOnce(&mut P, &mut Context<'_, P::Message>) -> R,
     ) -> R {
-        let mut ctx = Context { core, mailbox: &mut self.mailbox, service: self.service };
+        let mut ctx = Context {
+            core,
+            mailbox: &mut self.mailbox,
+            service: self.service,
+        };
         handler(&mut self.protocol, &mut ctx)
     }
 }
@@ -198,7 +220,13 @@ impl<P: Protocol> Hosted for Host<P> {
     fn start(&mut self, core: &mut Core) {
         self.call(core, |p, ctx| p.start(ctx));
     }
-    fn accepted(&mut self, core: &mut Core, stream: StreamId, listener: ListenerId, peer: Option<SocketAddr>) {
+    fn accepted(
+        &mut self,
+        core: &mut Core,
+        stream: StreamId,
+        listener: ListenerId,
+        peer: Option<SocketAddr>,
+    ) {
         self.call(core, |p, ctx| p.accepted(ctx, stream, listener, peer));
     }
     fn connected(&mut self, core: &mut Core, stream: StreamId) {
@@ -231,12 +259,16 @@ impl<P: Protocol> Hosted for Host<P> {
     fn messages(&mut self, core: &mut Core) -> usize {
         let mut taken = 0;
         while taken < MESSAGES_PER_TURN_MAX {
-            let Some((from, message)) = self.mailbox.try_receive() else { break };
+            let Some((from, message)) = self.mailbox.try_receive() else {
+                break;
+            };
             taken += 1;
             self.call(core, |p, ctx| p.message(ctx, from, message));
         }
         if taken > 0 {
-            core.tables.metrics.services[usize::from(self.service)].messages.add(taken as u64);
+            core.tables.metrics.services[usize::from(self.service)]
+                .messages
+                .add(taken as u64);
         }
         taken
     }
@@ -263,7 +295,13 @@ impl Guest {
         mailbox: Mailbox<P::Message>,
         make: impl FnOnce() -> P + Send + 'static,
     ) -> Self {
-        Self(Box::new(move || Box::new(Host { protocol: make(), service, mailbox })))
+        Self(Box::new(move || {
+            Box::new(Host {
+                protocol: make(),
+                service,
+                mailbox,
+            })
+        }))
     }
 }
 
@@ -340,7 +378,10 @@ impl Shard {
         };
         let limits = &shard.core.tables.limits;
         if limits.idle_timeout.is_some() || limits.write_stall_timeout.is_some() {
-            shard.core.timers.insert(now + SWEEP_INTERVAL, (ENGINE, SWEEP));
+            shard
+                .core
+                .timers
+                .insert(now + SWEEP_INTERVAL, (ENGINE, SWEEP));
         }
         for service in &mut shard.services {
             service.start(&mut shard.core);
@@ -384,7 +425,11 @@ impl Shard {
     /// Streams and sockets in the tables, and bytes queued, for leak checks.
     pub(crate) fn table_counts(&self) -> (usize, usize, usize) {
         let tables = &self.core.tables;
-        (tables.streams.live(), tables.sockets.live(), tables.streams.queued_bytes)
+        (
+            tables.streams.live(),
+            tables.sockets.live(),
+            tables.streams.queued_bytes,
+        )
     }
 
     /// One turn: send and wait, events, messages, timers.
@@ -396,7 +441,9 @@ impl Shard {
         let counters = &core.tables.metrics.shard;
         counters.turns.add(1);
         counters.events.add(self.events.len() as u64);
-        counters.queued_bytes.set(core.tables.streams.queued_bytes as u64);
+        counters
+            .queued_bytes
+            .set(core.tables.streams.queued_bytes as u64);
         if !self.events.is_empty() {
             self.quiet_since = self.core.now;
             self.dispatch();
@@ -418,12 +465,16 @@ impl Shard {
         while let Some(id) = self.core.resumed.pop() {
             loop {
                 let core = &mut self.core;
-                let Some(stream) = core.tables.streams.get(id) else { break };
+                let Some(stream) = core.tables.streams.get(id) else {
+                    break;
+                };
                 let service = usize::from(stream.service);
                 if stream.paused || !stream.holding {
                     break;
                 }
-                let Some(held) = core.held.get_mut(&id.index) else { break };
+                let Some(held) = core.held.get_mut(&id.index) else {
+                    break;
+                };
                 if let Some(data) = held.data.pop_front() {
                     self.services[service].received(core, id, data);
                     continue;
@@ -464,7 +515,8 @@ impl Shard {
 
     fn poll(&mut self) -> io::Result<()> {
         let core = &mut self.core;
-        core.driver.wait(&mut core.tables, Wait::Poll, &mut self.events)
+        core.driver
+            .wait(&mut core.tables, Wait::Poll, &mut self.events)
     }
 
     fn dispatch(&mut self) {
@@ -495,16 +547,24 @@ impl Shard {
     #[inline]
     fn received(&mut self, id: StreamId, data: Buffer) {
         let core = &mut self.core;
-        let Some(stream) = core.tables.streams.get(id) else { return };
+        let Some(stream) = core.tables.streams.get(id) else {
+            return;
+        };
         stream.active = core.tables.active;
         if stream.state != State::Open {
             return;
         }
         let service = usize::from(stream.service);
-        core.tables.metrics.services[service].received_bytes.add(data.len() as u64);
+        core.tables.metrics.services[service]
+            .received_bytes
+            .add(data.len() as u64);
         if stream.paused || stream.holding {
             stream.holding = true;
-            core.held.entry(id.index).or_default().data.push_back(Buffer::copied(&data));
+            core.held
+                .entry(id.index)
+                .or_default()
+                .data
+                .push_back(Buffer::copied(&data));
             return;
         }
         self.services[service].received(core, id, data);
@@ -531,10 +591,16 @@ impl Shard {
     fn rare(&mut self, event: Event) {
         let core = &mut self.core;
         match event {
-            Event::Accepted { listener, stream, peer } => self.accepted(listener, stream, peer),
+            Event::Accepted {
+                listener,
+                stream,
+                peer,
+            } => self.accepted(listener, stream, peer),
             Event::AcceptFailed { listener, errno } => self.accept_failed(listener, errno),
             Event::Connected { stream: id } => {
-                let Some(stream) = core.tables.streams.get(id) else { return };
+                let Some(stream) = core.tables.streams.get(id) else {
+                    return;
+                };
                 stream.announced = true;
                 stream.active = core.tables.active;
                 let service = usize::from(stream.service);
@@ -544,8 +610,11 @@ impl Shard {
                 self.services[service].connected(core, id);
             }
             Event::Ended { stream: id } => {
-                let Some(stream) = core.tables.streams.get(id) else { return };
-                let (service, state, finishing) = (usize::from(stream.service), stream.state, stream.finishing);
+                let Some(stream) = core.tables.streams.get(id) else {
+                    return;
+                };
+                let (service, state, finishing) =
+                    (usize::from(stream.service), stream.state, stream.finishing);
                 stream.ended = true;
                 if stream.holding {
                     core.held.entry(id.index).or_default().ended = true;
@@ -556,7 +625,9 @@ impl Shard {
                 }
             }
             Event::Drained { stream: id } => {
-                let Some(stream) = core.tables.streams.get(id) else { return };
+                let Some(stream) = core.tables.streams.get(id) else {
+                    return;
+                };
                 if stream.state == State::Open {
                     let service = usize::from(stream.service);
                     self.services[service].drained(core, id);
@@ -567,12 +638,16 @@ impl Shard {
                 core.take_down(stream, Close::Reset, Closed::Error(errno));
             }
             Event::SocketDrained { socket: id } => {
-                let Some(socket) = core.tables.sockets.get(id) else { return };
+                let Some(socket) = core.tables.sockets.get(id) else {
+                    return;
+                };
                 let service = usize::from(socket.service);
                 self.services[service].socket_drained(core, id);
             }
             Event::SocketError { socket: id, errno } => {
-                let Some(socket) = core.tables.sockets.get(id) else { return };
+                let Some(socket) = core.tables.sockets.get(id) else {
+                    return;
+                };
                 let service = usize::from(socket.service);
                 self.services[service].socket_error(core, id, errno);
             }
@@ -583,7 +658,9 @@ impl Shard {
     /// The queue of a draining or finishing stream is empty.
     fn flushed(&mut self, id: StreamId) {
         let core = &mut self.core;
-        let Some(stream) = core.tables.streams.get(id) else { return };
+        let Some(stream) = core.tables.streams.get(id) else {
+            return;
+        };
         match stream.state {
             State::Draining => core.take_down(id, Close::Graceful, Closed::Normally),
             State::Open if stream.finishing => core.driver.finish(&mut core.tables, id.index),
@@ -595,7 +672,9 @@ impl Shard {
         let core = &mut self.core;
         let live = core.tables.streams.live();
         self.loads[usize::from(core.tables.shard)].store(live, Ordering::Relaxed);
-        let Some(stream) = core.tables.streams.get(id) else { return };
+        let Some(stream) = core.tables.streams.get(id) else {
+            return;
+        };
         let service = usize::from(listener.service);
         let total = core.control.connections.fetch_add(1, Ordering::Relaxed) + 1;
         stream.accepted = true;
@@ -606,12 +685,22 @@ impl Shard {
             return;
         }
         if live > core.driver.capacity() {
-            let room = self.loads.iter().map(|load| load.load(Ordering::Relaxed)).enumerate();
-            let (least, load) = room.min_by_key(|(_, load)| *load).expect("there is a shard");
+            let room = self
+                .loads
+                .iter()
+                .map(|load| load.load(Ordering::Relaxed))
+                .enumerate();
+            let (least, load) = room
+                .min_by_key(|(_, load)| *load)
+                .expect("there is a shard");
             let full = load >= core.driver.capacity();
             core.control.connections.fetch_sub(1, Ordering::Relaxed);
             core.tables.streams.at(id.index).accepted = false;
-            if !full && core.driver.hand_on(&mut core.tables, id.index, listener, least as ShardId) {
+            if !full
+                && core
+                    .driver
+                    .hand_on(&mut core.tables, id.index, listener, least as ShardId)
+            {
                 core.tables.metrics.shard.handed_on.add(1);
                 return;
             }
@@ -630,15 +719,22 @@ impl Shard {
 
     fn accept_failed(&mut self, listener: ListenerId, errno: i32) {
         let core = &mut self.core;
-        core.control.notify(Notice::AcceptFailed { shard: core.tables.shard, listener, errno });
+        core.control.notify(Notice::AcceptFailed {
+            shard: core.tables.shard,
+            listener,
+            errno,
+        });
         if core.accept_paused || core.stop != Stop::Run {
             return;
         }
         core.accept_paused = true;
         core.tables.metrics.shard.accept_pauses.add(1);
         core.driver.accept(&mut core.tables, false);
-        let pause = core.random.random_range(ACCEPT_PAUSE.start.as_nanos()..ACCEPT_PAUSE.end.as_nanos());
-        core.timers.insert(core.now + pause as Nanos, (ENGINE, RESUME_ACCEPT));
+        let pause = core
+            .random
+            .random_range(ACCEPT_PAUSE.start.as_nanos()..ACCEPT_PAUSE.end.as_nanos());
+        core.timers
+            .insert(core.now + pause as Nanos, (ENGINE, RESUME_ACCEPT));
     }
 
     fn fire_timers(&mut self) {
@@ -647,7 +743,9 @@ impl Shard {
             if service == ENGINE {
                 self.engine_timer(token);
             } else {
-                self.core.tables.metrics.services[usize::from(service)].timers.add(1);
+                self.core.tables.metrics.services[usize::from(service)]
+                    .timers
+                    .add(1);
                 self.services[usize::from(service)].timer(&mut self.core, token);
             }
         }
@@ -665,7 +763,8 @@ impl Shard {
             SWEEP => {
                 self.sweep();
                 let core = &mut self.core;
-                core.timers.insert(core.now + SWEEP_INTERVAL, (ENGINE, SWEEP));
+                core.timers
+                    .insert(core.now + SWEEP_INTERVAL, (ENGINE, SWEEP));
             }
             DRAIN_DEADLINE => self.close_everything(),
             _ => {}
@@ -682,7 +781,11 @@ impl Shard {
         let stall = ticks(core.tables.limits.write_stall_timeout);
         let now = core.tables.active;
         let (from, len) = (core.sweep_at, core.tables.streams.len());
-        core.sweep_at = if from + SWEEP_STEP >= len { 0 } else { from + SWEEP_STEP };
+        core.sweep_at = if from + SWEEP_STEP >= len {
+            0
+        } else {
+            from + SWEEP_STEP
+        };
         let overdue: Vec<_> = core
             .tables
             .streams
@@ -692,8 +795,16 @@ impl Shard {
                     stall.is_some_and(|stall| now.wrapping_sub(queue.progress) > stall)
                 });
                 let idle = idle.is_some_and(|idle| now.wrapping_sub(stream.active) > idle);
-                let due = matches!(stream.state, State::Open | State::Draining) && (stalled || idle);
-                due.then_some((index, if stalled { Closed::Stalled } else { Closed::Idle }))
+                let due =
+                    matches!(stream.state, State::Open | State::Draining) && (stalled || idle);
+                due.then_some((
+                    index,
+                    if stalled {
+                        Closed::Stalled
+                    } else {
+                        Closed::Idle
+                    },
+                ))
             })
             .collect();
         for (index, reason) in overdue {
@@ -743,8 +854,12 @@ impl Shard {
         let core = &mut self.core;
         let deadline = core.now + core.tables.limits.drain_timeout.as_nanos() as Nanos;
         core.timers.insert(deadline, (ENGINE, DRAIN_DEADLINE));
-        let streams: Vec<u32> =
-            core.tables.streams.live_in(0..u32::MAX).map(|(index, _)| index).collect();
+        let streams: Vec<u32> = core
+            .tables
+            .streams
+            .live_in(0..u32::MAX)
+            .map(|(index, _)| index)
+            .collect();
         for index in streams {
             let id = core.tables.streams.id(index);
             let stream = core.tables.streams.at(index);
@@ -769,8 +884,12 @@ impl Shard {
 
     fn close_everything(&mut self) {
         let core = &mut self.core;
-        let streams: Vec<u32> =
-            core.tables.streams.live_in(0..u32::MAX).map(|(index, _)| index).collect();
+        let streams: Vec<u32> = core
+            .tables
+            .streams
+            .live_in(0..u32::MAX)
+            .map(|(index, _)| index)
+            .collect();
         for index in streams {
             let id = core.tables.streams.id(index);
             core.take_down(id, Close::Reset, Closed::Stopping);
@@ -782,7 +901,11 @@ impl Shard {
 
 impl Drop for Shard {
     fn drop(&mut self) {
-        let rung = self.services.iter().map(|service| service.doorbells()).sum();
+        let rung = self
+            .services
+            .iter()
+            .map(|service| service.doorbells())
+            .sum();
         self.core.tables.metrics.shard.doorbells.set(rung);
     }
 }

@@ -151,7 +151,13 @@ impl Streams {
     }
 
     /// A new entry.
-    pub(crate) fn insert(&mut self, service: ServiceId, slot: i32, state: State, active: u32) -> StreamId {
+    pub(crate) fn insert(
+        &mut self,
+        service: ServiceId,
+        slot: i32,
+        state: State,
+        active: u32,
+    ) -> StreamId {
         let index = match self.free.pop() {
             Some(index) => index,
             None => self.grow(),
@@ -171,7 +177,8 @@ impl Streams {
 
     fn grow(&mut self) -> u32 {
         let first = self.len();
-        self.blocks.push((0..BLOCK).map(|_| Stream::vacant(1)).collect());
+        self.blocks
+            .push((0..BLOCK).map(|_| Stream::vacant(1)).collect());
         self.free.extend((first + 1..first + BLOCK as u32).rev());
         first
     }
@@ -209,13 +216,22 @@ impl Streams {
     /// The current id of a position.
     #[inline]
     pub(crate) fn id(&mut self, index: u32) -> StreamId {
-        StreamId { index, generation: self.at(index).generation }
+        StreamId {
+            index,
+            generation: self.at(index).generation,
+        }
     }
 
     /// Appends to a stream's queue and marks it to be flushed. `false` when a bound is hit: then
     /// nothing was queued.
     #[inline]
-    pub(crate) fn enqueue(&mut self, index: u32, payload: Payload, limits: &Limits, active: u32) -> bool {
+    pub(crate) fn enqueue(
+        &mut self,
+        index: u32,
+        payload: Payload,
+        limits: &Limits,
+        active: u32,
+    ) -> bool {
         let len = payload.len();
         let queued_bytes = self.queued_bytes;
         let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
@@ -224,7 +240,9 @@ impl Streams {
             // A queue that stayed empty would never be seen to drain, and a close would wait for it.
             None if queued_bytes + len > limits.shard_queue_bytes_max => return false,
             None => {
-                let queue = stream.queue.insert(self.spare_queues.pop().unwrap_or_default());
+                let queue = stream
+                    .queue
+                    .insert(self.spare_queues.pop().unwrap_or_default());
                 queue.progress = active;
                 queue
             }
@@ -253,7 +271,10 @@ impl Streams {
         self.queued_bytes -= count;
         let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
         let Some(queue) = &mut stream.queue else {
-            return SentProgress { empty: true, room: false };
+            return SentProgress {
+                empty: true,
+                room: false,
+            };
         };
         queue.consume(count);
         let low_mark = limits.stream_queue_bytes_max / 2;
@@ -277,7 +298,10 @@ impl Streams {
     }
 
     /// Every live position of a block range, for sweeps that must not stop a turn for long.
-    pub(crate) fn live_in(&self, range: std::ops::Range<u32>) -> impl Iterator<Item = (u32, &Stream)> {
+    pub(crate) fn live_in(
+        &self,
+        range: std::ops::Range<u32>,
+    ) -> impl Iterator<Item = (u32, &Stream)> {
         (range.start..range.end.min(self.len())).filter_map(|index| {
             let stream = &self.blocks[index as usize / BLOCK][index as usize % BLOCK];
             (stream.state != State::Free).then_some((index, stream))
@@ -341,15 +365,36 @@ mod tests {
 
     #[test]
     fn a_queue_has_a_bound_and_tells_of_room() {
-        let limits = Limits { stream_queue_bytes_max: 100, ..Limits::default() };
+        let limits = Limits {
+            stream_queue_bytes_max: 100,
+            ..Limits::default()
+        };
         let mut streams = Streams::new();
         let id = streams.insert(0, 1, State::Open, 0);
         assert!(streams.enqueue(id.index, vec![1; 60].into(), &limits, 0));
         assert!(!streams.enqueue(id.index, vec![2; 60].into(), &limits, 0));
         assert_eq!(streams.queued_bytes, 60);
-        assert_eq!(streams.sent(id.index, 5, &limits), SentProgress { empty: false, room: false });
-        assert_eq!(streams.sent(id.index, 10, &limits), SentProgress { empty: false, room: true });
-        assert_eq!(streams.sent(id.index, 45, &limits), SentProgress { empty: true, room: false });
+        assert_eq!(
+            streams.sent(id.index, 5, &limits),
+            SentProgress {
+                empty: false,
+                room: false
+            }
+        );
+        assert_eq!(
+            streams.sent(id.index, 10, &limits),
+            SentProgress {
+                empty: false,
+                room: true
+            }
+        );
+        assert_eq!(
+            streams.sent(id.index, 45, &limits),
+            SentProgress {
+                empty: true,
+                room: false
+            }
+        );
         assert_eq!(streams.queued_bytes, 0);
         assert_eq!(streams.dirty, [id.index]);
     }

@@ -10,6 +10,7 @@ pub mod hlog;
 pub mod human;
 pub mod json;
 pub mod seed_style;
+pub mod server;
 pub mod steal;
 
 use std::collections::BTreeMap;

@@ -130,7 +130,11 @@ pub enum Close {
 pub(crate) enum Event {
     /// A stream was accepted (state `Open`, already in the table). It is not read before
     /// [`Driver::read`] says so.
-    Accepted { listener: ListenerId, stream: StreamId, peer: Option<SocketAddr> },
+    Accepted {
+        listener: ListenerId,
+        stream: StreamId,
+        peer: Option<SocketAddr>,
+    },
     /// Accepting failed with this error number and has stopped until [`Driver::accept`].
     AcceptFailed { listener: ListenerId, errno: i32 },
     /// A connect succeeded; the stream is open and reading.
@@ -146,7 +150,10 @@ pub(crate) enum Event {
     /// The stream (or its connect) failed; the driver awaits [`Driver::close`].
     Failed { stream: StreamId, errno: i32 },
     /// Datagrams arrived.
-    Datagram { socket: SocketId, datagram: Datagram },
+    Datagram {
+        socket: SocketId,
+        datagram: Datagram,
+    },
     /// A socket whose queue was full has room again.
     SocketDrained { socket: SocketId },
     /// The socket reported an error, such as a refused datagram; it goes on.
@@ -166,12 +173,24 @@ pub(crate) struct Tables {
 
 impl Tables {
     pub(crate) fn new(shard: ShardId, limits: Limits, metrics: Arc<ShardMetrics>) -> Self {
-        Self { shard, streams: Streams::new(), sockets: Sockets::default(), limits, metrics, active: 0 }
+        Self {
+            shard,
+            streams: Streams::new(),
+            sockets: Sockets::default(),
+            limits,
+            metrics,
+            active: 0,
+        }
     }
 
     /// Notes bytes that the kernel took from a stream's queue, and tells the shard what follows.
     #[inline]
-    pub(crate) fn stream_sent(&mut self, index: u32, count: usize, events: &mut Vec<Event>) -> bool {
+    pub(crate) fn stream_sent(
+        &mut self,
+        index: u32,
+        count: usize,
+        events: &mut Vec<Event>,
+    ) -> bool {
         let active = self.active;
         let stream = self.streams.at(index);
         stream.active = active;
@@ -179,13 +198,19 @@ impl Tables {
             queue.progress = active;
         }
         let (state, service, finishing) = (stream.state, stream.service, stream.finishing);
-        self.metrics.services[usize::from(service)].sent_bytes.add(count as u64);
+        self.metrics.services[usize::from(service)]
+            .sent_bytes
+            .add(count as u64);
         let progress = self.streams.sent(index, count, &self.limits);
         if progress.room && state == State::Open {
-            events.push(Event::Drained { stream: self.streams.id(index) });
+            events.push(Event::Drained {
+                stream: self.streams.id(index),
+            });
         }
         if progress.empty && (state == State::Draining || finishing) {
-            events.push(Event::Flushed { stream: self.streams.id(index) });
+            events.push(Event::Flushed {
+                stream: self.streams.id(index),
+            });
         }
         progress.empty
     }
@@ -211,7 +236,9 @@ impl Tables {
         socket.queue_bytes -= bytes;
         if socket.was_full && socket.queue_bytes <= low_mark {
             socket.was_full = false;
-            events.push(Event::SocketDrained { socket: self.sockets.id(index) });
+            events.push(Event::SocketDrained {
+                socket: self.sockets.id(index),
+            });
         }
     }
 }
@@ -259,10 +286,19 @@ pub(crate) trait Driver {
     fn accept(&mut self, tables: &mut Tables, on: bool);
 
     /// Takes a bound datagram socket and starts receiving.
-    fn add_socket(&mut self, tables: &mut Tables, socket: BoundDatagramSocket) -> io::Result<SocketId>;
+    fn add_socket(
+        &mut self,
+        tables: &mut Tables,
+        socket: BoundDatagramSocket,
+    ) -> io::Result<SocketId>;
 
     /// Opens a datagram socket at run time and starts receiving.
-    fn open_socket(&mut self, tables: &mut Tables, service: ServiceId, open: &Open) -> io::Result<SocketId>;
+    fn open_socket(
+        &mut self,
+        tables: &mut Tables,
+        service: ServiceId,
+        open: &Open,
+    ) -> io::Result<SocketId>;
 
     /// Closes a datagram socket: what waits in its queue is dropped. The entry leaves the table
     /// when the kernel has let go of it.
@@ -272,7 +308,12 @@ pub(crate) trait Driver {
     fn read_socket(&mut self, tables: &mut Tables, index: u32, on: bool);
 
     /// Starts a connect. The stream is in the table in state `Connecting`.
-    fn connect(&mut self, tables: &mut Tables, service: ServiceId, connect: &Connect) -> io::Result<StreamId>;
+    fn connect(
+        &mut self,
+        tables: &mut Tables,
+        service: ServiceId,
+        connect: &Connect,
+    ) -> io::Result<StreamId>;
 
     /// Starts or stops reading a stream.
     fn read(&mut self, tables: &mut Tables, index: u32, on: bool);
@@ -286,7 +327,13 @@ pub(crate) trait Driver {
 
     /// Passes a stream that was just accepted, and is not read yet, on to another shard: there it
     /// appears as accepted. `false` when it cannot, and then nothing has changed.
-    fn hand_on(&mut self, tables: &mut Tables, index: u32, listener: ListenerId, to: ShardId) -> bool;
+    fn hand_on(
+        &mut self,
+        tables: &mut Tables,
+        index: u32,
+        listener: ListenerId,
+        to: ShardId,
+    ) -> bool;
 
     /// A pooled buffer for a protocol to fill, if one is free.
     fn fill(&mut self) -> Option<BufferMut>;

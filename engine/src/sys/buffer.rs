@@ -35,7 +35,10 @@ impl Region {
         if base == libc::MAP_FAILED {
             return Err(std::io::Error::last_os_error());
         }
-        Ok(Self { base: NonNull::new(base.cast()).expect("mmap never returns null here"), len })
+        Ok(Self {
+            base: NonNull::new(base.cast()).expect("mmap never returns null here"),
+            len,
+        })
     }
 
     /// The first byte of the region.
@@ -131,9 +134,17 @@ impl Pool {
 
     /// Turns the kernel's reference into a handle on `len` bytes from `offset`.
     pub(crate) fn adopt(&self, index: u32, offset: usize, len: usize) -> Buffer {
-        assert!(offset + len <= self.0.buffer_len, "the kernel wrote past a buffer");
+        assert!(
+            offset + len <= self.0.buffer_len,
+            "the kernel wrote past a buffer"
+        );
         debug_assert!(self.0.refs[index as usize].get() >= 1);
-        Buffer { pool: self.0.clone(), index, offset: offset as u32, len: len as u32 }
+        Buffer {
+            pool: self.0.clone(),
+            index,
+            offset: offset as u32,
+            len: len as u32,
+        }
     }
 
     /// One more handle on a buffer whose kernel reference stays (incremental consumption).
@@ -181,7 +192,12 @@ impl Buffer {
             refs: Box::new([Cell::new(1)]),
             free: RefCell::new(Vec::new()),
         };
-        Self { pool: Rc::new(pool), index: 0, offset: 0, len: bytes.len() as u32 }
+        Self {
+            pool: Rc::new(pool),
+            index: 0,
+            offset: 0,
+            len: bytes.len() as u32,
+        }
     }
 
     /// A part of this buffer, sharing its memory.
@@ -190,7 +206,10 @@ impl Buffer {
     /// When the range is not within the buffer.
     #[must_use]
     pub fn slice(&self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.len as usize, "slice out of range");
+        assert!(
+            range.start <= range.end && range.end <= self.len as usize,
+            "slice out of range"
+        );
         let mut part = self.clone();
         part.offset += range.start as u32;
         part.len = (range.end - range.start) as u32;
@@ -257,7 +276,12 @@ impl Clone for Buffer {
     fn clone(&self) -> Self {
         let refs = &self.pool.refs[self.index as usize];
         refs.set(refs.get() + 1);
-        Self { pool: self.pool.clone(), index: self.index, offset: self.offset, len: self.len }
+        Self {
+            pool: self.pool.clone(),
+            index: self.index,
+            offset: self.offset,
+            len: self.len,
+        }
     }
 }
 
@@ -299,7 +323,9 @@ impl Deref for BufferMut {
 
 impl std::ops::DerefMut for BufferMut {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.0.as_mut().expect("a BufferMut is the only handle on its buffer")
+        self.0
+            .as_mut()
+            .expect("a BufferMut is the only handle on its buffer")
     }
 }
 

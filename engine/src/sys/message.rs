@@ -83,12 +83,21 @@ pub(crate) struct Control {
 
 impl Control {
     pub(crate) const fn new() -> Self {
-        Self { bytes: [0; CONTROL_LEN], len: 0 }
+        Self {
+            bytes: [0; CONTROL_LEN],
+            len: 0,
+        }
     }
 
     /// Begins anew: the segment size when the send carries several datagrams, the source address
     /// when it must be a certain one, ECN bits when set.
-    pub(crate) fn set(&mut self, segment: Option<u16>, source: Option<IpAddr>, ecn: Ecn, ipv6: bool) {
+    pub(crate) fn set(
+        &mut self,
+        segment: Option<u16>,
+        source: Option<IpAddr>,
+        ecn: Ecn,
+        ipv6: bool,
+    ) {
         self.len = 0;
         if let Some(segment) = segment {
             self.push(libc::SOL_UDP, libc::UDP_SEGMENT, &segment.to_ne_bytes());
@@ -147,7 +156,10 @@ pub(crate) struct Name {
 
 impl Name {
     pub(crate) const fn new() -> Self {
-        Self { bytes: [0; 32], len: 0 }
+        Self {
+            bytes: [0; 32],
+            len: 0,
+        }
     }
 
     /// Encodes an address. On an IPv6 socket an IPv4 address is mapped (RFC 4291 §2.5.5.2).
@@ -211,7 +223,12 @@ mod tests {
 
     #[test]
     fn names_survive_the_round_trip() {
-        for text in ["127.0.0.1:7000", "[::1]:1", "[fe80::1%3]:65535", "255.255.255.255:0"] {
+        for text in [
+            "127.0.0.1:7000",
+            "[::1]:1",
+            "[fe80::1%3]:65535",
+            "255.255.255.255:0",
+        ] {
             let address: SocketAddr = text.parse().unwrap();
             let mut name = Name::new();
             name.set(address, address.is_ipv6());
@@ -220,7 +237,10 @@ mod tests {
         let mut mapped = Name::new();
         mapped.set("10.0.0.1:5".parse().unwrap(), true);
         assert_eq!(mapped.as_slice().len(), NAME_LEN);
-        assert_eq!(parse_name(mapped.as_slice()), Some("10.0.0.1:5".parse().unwrap()));
+        assert_eq!(
+            parse_name(mapped.as_slice()),
+            Some("10.0.0.1:5".parse().unwrap())
+        );
     }
 
     #[test]
@@ -229,7 +249,14 @@ mod tests {
         control.set(Some(1222), Some("::1".parse().unwrap()), 2, true);
         // UDP_SEGMENT (103) is not UDP_GRO (104): only address and class come back.
         let got = parse_control(control.as_slice());
-        assert_eq!(got, Received { stride: None, local: Some("::1".parse().unwrap()), ecn: 2 });
+        assert_eq!(
+            got,
+            Received {
+                stride: None,
+                local: Some("::1".parse().unwrap()),
+                ecn: 2
+            }
+        );
     }
 
     #[test]

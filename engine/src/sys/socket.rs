@@ -117,13 +117,23 @@ pub(crate) fn open_datagram(open: &Open, share: Share, buffer_bytes: usize) -> i
     if local.is_ipv4() {
         let _ = set_option(&socket, libc::IPPROTO_IP, libc::IP_RECVTOS, 1);
         // Fragment rather than refuse what is larger than the path.
-        let _ = set_option(&socket, libc::IPPROTO_IP, libc::IP_MTU_DISCOVER, libc::IP_PMTUDISC_DONT);
+        let _ = set_option(
+            &socket,
+            libc::IPPROTO_IP,
+            libc::IP_MTU_DISCOVER,
+            libc::IP_PMTUDISC_DONT,
+        );
         if local.ip().is_unspecified() {
             set_option(&socket, libc::IPPROTO_IP, libc::IP_PKTINFO, 1)?;
         }
     } else {
         let _ = set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVTCLASS, 1);
-        let _ = set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_MTU_DISCOVER, libc::IPV6_PMTUDISC_DONT);
+        let _ = set_option(
+            &socket,
+            libc::IPPROTO_IPV6,
+            libc::IPV6_MTU_DISCOVER,
+            libc::IPV6_PMTUDISC_DONT,
+        );
         if local.ip().is_unspecified() {
             set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
         }
@@ -138,7 +148,8 @@ pub(crate) fn open_datagram(open: &Open, share: Share, buffer_bytes: usize) -> i
 /// The local address of a socket, when it is an internet one.
 pub(crate) fn local_address(fd: &impl AsFd) -> io::Result<SocketAddr> {
     let name = SockRef::from(fd).local_addr()?;
-    name.as_socket().ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
+    name.as_socket()
+        .ok_or_else(|| io::Error::from(io::ErrorKind::Unsupported))
 }
 
 /// The address of the peer of a connected socket, when it is an internet one.
@@ -165,7 +176,11 @@ pub(crate) fn set_option(fd: &impl AsRawFd, level: i32, name: i32, value: i32) -
             size_of::<i32>() as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }
 
 /// How many datagrams one send may carry on this kernel (UDP_SEGMENT): 1 when it cannot.
@@ -173,7 +188,10 @@ pub(crate) fn set_option(fd: &impl AsRawFd, level: i32, name: i32, value: i32) -
 pub(crate) fn gso_segments_max() -> usize {
     static FOUND: OnceLock<usize> = OnceLock::new();
     *FOUND.get_or_init(|| {
-        [SEGMENTS_MAX, 64].into_iter().find(|&count| gso_works(count).unwrap_or(false)).unwrap_or(1)
+        [SEGMENTS_MAX, 64]
+            .into_iter()
+            .find(|&count| gso_works(count).unwrap_or(false))
+            .unwrap_or(1)
     })
 }
 
@@ -194,20 +212,28 @@ fn gso_works(count: usize) -> io::Result<bool> {
 pub(crate) fn is_loopback(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => v4.is_loopback(),
-        IpAddr::V6(v6) => v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback()),
+        IpAddr::V6(v6) => {
+            v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback())
+        }
     }
 }
 
 /// Raises the soft limit of open files to the hard limit and returns it.
 pub fn raise_file_limit() -> usize {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: getrlimit and setrlimit read and write only the struct given to them.
     unsafe {
         if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
             return 1024;
         }
         if limit.rlim_cur < limit.rlim_max {
-            let raised = libc::rlimit { rlim_cur: limit.rlim_max, rlim_max: limit.rlim_max };
+            let raised = libc::rlimit {
+                rlim_cur: limit.rlim_max,
+                rlim_max: limit.rlim_max,
+            };
             if libc::setrlimit(libc::RLIMIT_NOFILE, &raw const raised) == 0 {
                 limit.rlim_cur = limit.rlim_max;
             }
@@ -227,8 +253,18 @@ pub(crate) fn set_timer_slack() {
 /// up the CPU's shard. An unlisted CPU gets an index past the group, and the kernel hashes then.
 pub(crate) fn steer_by_cpu(fd: &impl AsRawFd, cpus: &[usize]) -> io::Result<()> {
     use libc::{BPF_ABS, BPF_JEQ, BPF_JMP, BPF_K, BPF_LD, BPF_RET, BPF_W, SKF_AD_CPU, SKF_AD_OFF};
-    let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter { code: code as u16, jt, jf, k };
-    let mut program = vec![op(BPF_LD | BPF_W | BPF_ABS, 0, 0, (SKF_AD_OFF + SKF_AD_CPU) as u32)];
+    let op = |code: u32, jt: u8, jf: u8, k: u32| libc::sock_filter {
+        code: code as u16,
+        jt,
+        jf,
+        k,
+    };
+    let mut program = vec![op(
+        BPF_LD | BPF_W | BPF_ABS,
+        0,
+        0,
+        (SKF_AD_OFF + SKF_AD_CPU) as u32,
+    )];
     for (shard, cpu) in cpus.iter().enumerate() {
         program.push(op(BPF_JMP | BPF_JEQ | BPF_K, 0, 1, *cpu as u32));
         program.push(op(BPF_RET | BPF_K, 0, 0, shard as u32));
@@ -248,5 +284,9 @@ pub(crate) fn steer_by_cpu(fd: &impl AsRawFd, cpus: &[usize]) -> io::Result<()> 
             size_of::<libc::sock_fprog>() as libc::socklen_t,
         )
     };
-    if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
 }

@@ -11,7 +11,8 @@ use std::sync::Arc;
 
 use ringmill_engine::pacer::Pacer;
 use ringmill_engine::{
-    Address, Context, Datagram, Nanos, Open, Payload, Protocol, ShardId, SocketId, Transmit, error_name,
+    Address, Context, Datagram, Nanos, Open, Payload, Protocol, ShardId, SocketId, Transmit,
+    error_name,
 };
 
 use super::pattern;
@@ -103,17 +104,28 @@ impl DatagramLoad {
     }
 
     fn open_more(&mut self, ctx: &mut Context<'_, Command>) {
-        let Address::Ip(peer) = self.config.target else { return };
-        let any: IpAddr =
-            if peer.is_ipv4() { Ipv4Addr::UNSPECIFIED.into() } else { Ipv6Addr::UNSPECIFIED.into() };
+        let Address::Ip(peer) = self.config.target else {
+            return;
+        };
+        let any: IpAddr = if peer.is_ipv4() {
+            Ipv4Addr::UNSPECIFIED.into()
+        } else {
+            Ipv6Addr::UNSPECIFIED.into()
+        };
         let depth = self.config.depth.clamp(1, PLACES_MAX);
         for _ in 0..OPENS_PER_TURN {
             if self.begun == self.share {
                 break;
             }
             let number = self.first + self.begun;
-            let local = self.config.source(number).unwrap_or(SocketAddr::new(any, 0));
-            match ctx.open(&Open { local, peer: Some(peer) }) {
+            let local = self
+                .config
+                .source(number)
+                .unwrap_or(SocketAddr::new(any, 0));
+            match ctx.open(&Open {
+                local,
+                peer: Some(peer),
+            }) {
                 Ok(socket) => {
                     self.recorder.tally.opened += 1;
                     ctx.set_socket_tag(socket, self.flows.len() as u64);
@@ -128,7 +140,8 @@ impl DatagramLoad {
                 }
                 Err(error) => {
                     self.recorder.tally.open_failed += 1;
-                    self.recorder.failed(("open", error_name(error.raw_os_error().unwrap_or(0))));
+                    self.recorder
+                        .failed(("open", error_name(error.raw_os_error().unwrap_or(0))));
                 }
             }
             self.begun += 1;
@@ -173,7 +186,13 @@ impl DatagramLoad {
                 Some(buffer) => Payload::from(buffer.freeze(total)),
                 None => Payload::from(own),
             };
-            let transmit = Transmit { peer: None, source: None, ecn: 0, stride: len as u16, data };
+            let transmit = Transmit {
+                peer: None,
+                source: None,
+                ecn: 0,
+                stride: len as u16,
+                data,
+            };
             if ctx.send_datagrams(flow.socket, transmit).is_queued() {
                 self.recorder.sent(places.len() as u64);
                 self.outstanding += places.len();
@@ -220,7 +239,8 @@ impl DatagramLoad {
             self.backlog.pop_front();
             if self.recorder.measuring {
                 let lateness = ctx.now().saturating_sub(intended);
-                self.recorder.tally.lateness_max_ns = self.recorder.tally.lateness_max_ns.max(lateness);
+                self.recorder.tally.lateness_max_ns =
+                    self.recorder.tally.lateness_max_ns.max(lateness);
             }
             self.ready.push(place);
             self.send_ready(ctx, self.next, intended);
@@ -242,7 +262,8 @@ impl DatagramLoad {
                 self.pacer = Pacer::constant(rate * part, now + offset as Nanos).ok();
             }
             Arrivals::Poisson(rate) if rate * part > 0.0 => {
-                self.pacer = Pacer::poisson(rate * part, now, self.config.seed ^ u64::from(shard)).ok();
+                self.pacer =
+                    Pacer::poisson(rate * part, now, self.config.seed ^ u64::from(shard)).ok();
             }
             Arrivals::Closed => {
                 for at in 0..self.flows.len() {
@@ -298,7 +319,9 @@ impl DatagramLoad {
             return None;
         };
         if turn != place.turn || !place.out {
-            if turn + 1 == place.turn && place.lost_before || turn == place.turn && place.lost_before {
+            if turn + 1 == place.turn && place.lost_before
+                || turn == place.turn && place.lost_before
+            {
                 self.recorder.tally.late += 1;
                 place.lost_before = false;
             } else if turn <= place.turn && turn > 0 {
@@ -320,7 +343,8 @@ impl DatagramLoad {
             let wrong = pattern::wrong_bytes(&bytes[HEADER_LEN..], flow.base + place.turn);
             self.recorder.tally.wrong_bytes += wrong;
         }
-        self.recorder.answered(now, place.intended, place.sent, bytes.len());
+        self.recorder
+            .answered(now, place.intended, place.sent, bytes.len());
         Some(number as u16)
     }
 
@@ -333,7 +357,10 @@ impl DatagramLoad {
         self.recorder.publish();
         self.recorder.set_phase(Phase::Ending);
         self.backlog.clear();
-        ctx.set_timer(ctx.now() + GRACE.max(self.config.datagram_timeout + SWEEP_INTERVAL), GIVE_UP);
+        ctx.set_timer(
+            ctx.now() + GRACE.max(self.config.datagram_timeout + SWEEP_INTERVAL),
+            GIVE_UP,
+        );
         self.check_done(ctx);
     }
 
@@ -381,8 +408,16 @@ fn recognise(bytes: &[u8], depth: usize, turn_of: impl Fn(usize) -> u64) -> (usi
         return (number, value >> 16);
     }
     let turn = turn_of(number);
-    let mask = if head == 0 { 0 } else { u64::MAX >> (64 - 8 * head as u32) };
-    if identity(number as u16, turn) & mask == value & mask { (number, turn) } else { (number, value >> 16) }
+    let mask = if head == 0 {
+        0
+    } else {
+        u64::MAX >> (64 - 8 * head as u32)
+    };
+    if identity(number as u16, turn) & mask == value & mask {
+        (number, turn)
+    } else {
+        (number, value >> 16)
+    }
 }
 
 impl Protocol for DatagramLoad {
@@ -391,12 +426,19 @@ impl Protocol for DatagramLoad {
     fn start(&mut self, ctx: &mut Context<'_, Command>) {
         let (shard, shards) = (ctx.shard(), ctx.shards());
         self.share = Config::share(self.config.connections, shard, shards);
-        self.first = (0..shard).map(|before| Config::share(self.config.connections, before, shards)).sum();
+        self.first = (0..shard)
+            .map(|before| Config::share(self.config.connections, before, shards))
+            .sum();
         ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
         self.open_more(ctx);
     }
 
-    fn datagrams(&mut self, ctx: &mut Context<'_, Command>, socket: SocketId, batch: &mut Vec<Datagram>) {
+    fn datagrams(
+        &mut self,
+        ctx: &mut Context<'_, Command>,
+        socket: SocketId,
+        batch: &mut Vec<Datagram>,
+    ) {
         let now = ctx.now();
         let at = ctx.socket_tag(socket) as usize;
         if at >= self.flows.len() {
@@ -446,7 +488,11 @@ impl Protocol for DatagramLoad {
 
     fn message(&mut self, ctx: &mut Context<'_, Command>, _from: ShardId, command: Command) {
         match command {
-            Command::Begin { start, measure, end } => {
+            Command::Begin {
+                start,
+                measure,
+                end,
+            } => {
                 self.end_at = end;
                 ctx.set_timer(start, BEGIN);
                 ctx.set_timer(measure.max(start), MEASURE);
@@ -474,7 +520,11 @@ mod tests {
             let turn = 0x0001_0203;
             write_message(&mut bytes, identity(5, turn), 77);
             // Fewer than two bytes cannot tell the places apart: then there is one.
-            let (place, depth) = if len >= 2 { (5, 64) } else { (usize::from(len == 1) * 5, 6) };
+            let (place, depth) = if len >= 2 {
+                (5, 64)
+            } else {
+                (usize::from(len == 1) * 5, 6)
+            };
             assert_eq!(recognise(&bytes, depth, |_| turn).0, place, "{len} bytes");
         }
     }

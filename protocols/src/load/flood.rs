@@ -7,7 +7,9 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ringmill_engine::pacer::Pacer;
-use ringmill_engine::{Context, Nanos, Open, Payload, Protocol, Sent, ShardId, SocketId, Transmit, error_name};
+use ringmill_engine::{
+    Context, Nanos, Open, Payload, Protocol, Sent, ShardId, SocketId, Transmit, error_name,
+};
 
 use super::pattern;
 use super::shared::{Phase, Recorder, Shared};
@@ -96,7 +98,13 @@ impl Flood {
     fn send(&mut self, ctx: &mut Context<'_, Command>, count: usize, len: usize) -> bool {
         self.next = (self.next + 1) % self.sockets.len();
         let data = Payload::Static(pattern::window(0, count * len));
-        let transmit = Transmit { peer: None, source: None, ecn: 0, stride: len as u16, data };
+        let transmit = Transmit {
+            peer: None,
+            source: None,
+            ecn: 0,
+            stride: len as u16,
+            data,
+        };
         match ctx.send_datagrams(self.sockets[self.next], transmit) {
             Sent::Queued => {
                 self.recorder.sent(count as u64);
@@ -131,14 +139,18 @@ impl Protocol for Flood {
             Ipv6Addr::UNSPECIFIED.into()
         };
         for _ in 0..self.config.flows {
-            match ctx.open(&Open { local: SocketAddr::new(any, 0), peer: Some(self.config.target) }) {
+            match ctx.open(&Open {
+                local: SocketAddr::new(any, 0),
+                peer: Some(self.config.target),
+            }) {
                 Ok(socket) => {
                     self.recorder.tally.opened += 1;
                     self.sockets.push(socket);
                 }
                 Err(error) => {
                     self.recorder.tally.open_failed += 1;
-                    self.recorder.failed(("open", error_name(error.raw_os_error().unwrap_or(0))));
+                    self.recorder
+                        .failed(("open", error_name(error.raw_os_error().unwrap_or(0))));
                 }
             }
         }
@@ -167,7 +179,10 @@ impl Protocol for Flood {
             BEGIN => {
                 self.running = true;
                 self.recorder.set_phase(Phase::Running);
-                self.pacer = self.config.rate.and_then(|rate| Pacer::constant(rate, ctx.now()).ok());
+                self.pacer = self
+                    .config
+                    .rate
+                    .and_then(|rate| Pacer::constant(rate, ctx.now()).ok());
                 self.go_on(ctx);
             }
             MEASURE => {
@@ -182,7 +197,11 @@ impl Protocol for Flood {
 
     fn message(&mut self, ctx: &mut Context<'_, Command>, _from: ShardId, command: Command) {
         match command {
-            Command::Begin { start, measure, end } => {
+            Command::Begin {
+                start,
+                measure,
+                end,
+            } => {
                 self.end_at = end;
                 ctx.set_timer(start, BEGIN);
                 ctx.set_timer(measure.max(start), MEASURE);

@@ -109,7 +109,9 @@ mod tests {
     #[test]
     fn shares_add_up() {
         for (total, shards) in [(0, 1), (1, 3), (10, 3), (100, 7)] {
-            let sum: usize = (0..shards).map(|shard| Config::share(total, shard, shards)).sum();
+            let sum: usize = (0..shards)
+                .map(|shard| Config::share(total, shard, shards))
+                .sum();
             assert_eq!(sum, total, "{total} over {shards}");
         }
     }

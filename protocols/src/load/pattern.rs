@@ -46,7 +46,11 @@ pub(super) fn wrong_bytes(data: &[u8], offset: u64) -> u64 {
     for chunk in data.chunks(WINDOW_MAX) {
         let expected = window(at, chunk.len());
         if chunk != expected {
-            wrong += chunk.iter().zip(expected).filter(|(got, want)| got != want).count() as u64;
+            wrong += chunk
+                .iter()
+                .zip(expected)
+                .filter(|(got, want)| got != want)
+                .count() as u64;
         }
         at += chunk.len() as u64;
     }

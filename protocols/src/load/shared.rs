@@ -172,7 +172,10 @@ impl Shared {
     /// What the shard has published so far.
     #[must_use]
     pub fn read(&self) -> Published {
-        self.published.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -220,7 +223,8 @@ impl Recorder {
         self.tally.bytes += bytes as u64;
         self.service.saturating_record(now.saturating_sub(sent));
         if !self.closed_loop {
-            self.response.saturating_record(now.saturating_sub(intended));
+            self.response
+                .saturating_record(now.saturating_sub(intended));
         }
     }
 
@@ -238,12 +242,20 @@ impl Recorder {
 
     /// Hands what has been counted to the control thread.
     pub(super) fn publish(&mut self) {
-        let mut published = self.shared.published.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut published = self
+            .shared
+            .published
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
         published.tally = self.tally.clone();
         published.failures.clone_from(&self.failures);
         // Equal bounds: cannot be out of range.
         let _ = published.service.add(&self.service);
-        let response = if self.closed_loop { &self.service } else { &self.response };
+        let response = if self.closed_loop {
+            &self.service
+        } else {
+            &self.response
+        };
         let _ = published.response.add(response);
         drop(published);
         self.service.reset();

@@ -11,7 +11,9 @@ use ringmill_engine::{Buffer, Closed, Connect, Context, Nanos, Protocol, ShardId
 
 use super::pattern;
 use super::shared::{Phase, Recorder, Shared};
-use super::{Arrivals, BACKLOG_MAX, CONNECTS_IN_FLIGHT_MAX, Command, Config, GRACE, PUBLISH_INTERVAL};
+use super::{
+    Arrivals, BACKLOG_MAX, CONNECTS_IN_FLIGHT_MAX, Command, Config, GRACE, PUBLISH_INTERVAL,
+};
 
 const PUBLISH: u64 = 0;
 const BEGIN: u64 = 1;
@@ -95,11 +97,15 @@ impl StreamLoad {
             && !self.ended
         {
             let from = self.config.source(self.first + self.begun);
-            match ctx.connect(&Connect { to: self.config.target.clone(), from }) {
+            match ctx.connect(&Connect {
+                to: self.config.target.clone(),
+                from,
+            }) {
                 Ok(_) => self.in_flight += 1,
                 Err(error) => {
                     let errno = error.raw_os_error().unwrap_or(0);
-                    self.recorder.failed(("connect", ringmill_engine::error_name(errno)));
+                    self.recorder
+                        .failed(("connect", ringmill_engine::error_name(errno)));
                     self.recorder.tally.open_failed += 1;
                 }
             }
@@ -119,7 +125,13 @@ impl StreamLoad {
 
     /// Sends `count` messages on one connection now.
     #[inline]
-    fn send(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId, count: usize, intended: Nanos) -> bool {
+    fn send(
+        &mut self,
+        ctx: &mut Context<'_, Command>,
+        stream: StreamId,
+        count: usize,
+        intended: Nanos,
+    ) -> bool {
         let len = self.config.message_len;
         let now = ctx.now();
         let connection = &mut self.connections[stream.index()];
@@ -177,7 +189,8 @@ impl StreamLoad {
             self.backlog.pop_front();
             let lateness = ctx.now().saturating_sub(intended);
             if self.recorder.measuring {
-                self.recorder.tally.lateness_max_ns = self.recorder.tally.lateness_max_ns.max(lateness);
+                self.recorder.tally.lateness_max_ns =
+                    self.recorder.tally.lateness_max_ns.max(lateness);
             }
             self.send(ctx, stream, 1, intended);
         }
@@ -257,7 +270,9 @@ impl Protocol for StreamLoad {
     fn start(&mut self, ctx: &mut Context<'_, Command>) {
         let (shard, shards) = (ctx.shard(), ctx.shards());
         self.share = Config::share(self.config.connections, shard, shards);
-        self.first = (0..shard).map(|before| Config::share(self.config.connections, before, shards)).sum();
+        self.first = (0..shard)
+            .map(|before| Config::share(self.config.connections, before, shards))
+            .sum();
         ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
         self.open_more(ctx);
     }
@@ -266,13 +281,18 @@ impl Protocol for StreamLoad {
         self.in_flight -= 1;
         self.recorder.tally.opened += 1;
         if self.connections.len() <= stream.index() {
-            self.connections.resize_with(stream.index() + 1, Connection::default);
+            self.connections
+                .resize_with(stream.index() + 1, Connection::default);
         }
         // Connections begin at different places of the pattern, so that a byte of another
         // connection does not pass for one's own.
         let number = self.first + self.open.len();
         let base = number as u64 * 7919 % pattern::PERIOD as u64;
-        self.connections[stream.index()] = Connection { base, open: true, ..Connection::default() };
+        self.connections[stream.index()] = Connection {
+            base,
+            open: true,
+            ..Connection::default()
+        };
         self.open.push(stream);
         self.open_more(ctx);
     }
@@ -297,7 +317,9 @@ impl Protocol for StreamLoad {
         // Messages whose last byte has now arrived.
         let complete = (connection.received_bytes / len - before / len) as usize;
         for _ in 0..complete {
-            let Some((intended, sent)) = connection.outstanding.pop_front() else { break };
+            let Some((intended, sent)) = connection.outstanding.pop_front() else {
+                break;
+            };
             self.outstanding -= 1;
             self.recorder.answered(now, intended, sent, len as usize);
         }
@@ -311,14 +333,20 @@ impl Protocol for StreamLoad {
     }
 
     fn closed(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId, reason: Closed) {
-        let connection = self.connections.get_mut(stream.index()).filter(|connection| connection.open);
+        let connection = self
+            .connections
+            .get_mut(stream.index())
+            .filter(|connection| connection.open);
         let Some(connection) = connection else {
             // It was never open.
             self.in_flight -= 1;
             self.recorder.tally.open_failed += 1;
             if let Closed::Error(errno) = reason {
-                self.recorder.failed(("connect", ringmill_engine::error_name(errno)));
-                if matches!(errno, libc::EADDRNOTAVAIL | libc::EAGAIN | libc::ENOBUFS) && !self.connect_paused {
+                self.recorder
+                    .failed(("connect", ringmill_engine::error_name(errno)));
+                if matches!(errno, libc::EADDRNOTAVAIL | libc::EAGAIN | libc::ENOBUFS)
+                    && !self.connect_paused
+                {
                     self.connect_paused = true;
                     ctx.set_timer(ctx.now() + CONNECT_PAUSE, CONNECT_AGAIN);
                 }
@@ -373,7 +401,11 @@ impl Protocol for StreamLoad {
 
     fn message(&mut self, ctx: &mut Context<'_, Command>, _from: ShardId, command: Command) {
         match command {
-            Command::Begin { start, measure, end } => {
+            Command::Begin {
+                start,
+                measure,
+                end,
+            } => {
                 self.end_at = end;
                 ctx.set_timer(start, BEGIN);
                 ctx.set_timer(measure.max(start), MEASURE);

@@ -67,7 +67,10 @@ impl Feature {
     pub fn about(self) -> (&'static str, &'static str) {
         match self {
             Self::DeferTaskrun => ("6.1", "completions interrupt the shard (COOP_TASKRUN)"),
-            Self::CoopTaskrun => ("5.19", "plain ring: about a third fewer messages per second"),
+            Self::CoopTaskrun => (
+                "5.19",
+                "plain ring: about a third fewer messages per second",
+            ),
             Self::RegisteredRing => ("5.18", "one descriptor look-up more in each system call"),
             Self::DirectDescriptors => ("5.19", "every connection needs a file of the process"),
             Self::IncrementalBuffers => ("6.12", "every receive takes a whole buffer"),
@@ -92,10 +95,16 @@ impl std::str::FromStr for Feature {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        Self::ALL.into_iter().find(|feature| feature.name() == text).ok_or_else(|| {
-            let names: Vec<_> = Self::ALL.iter().map(|feature| feature.name()).collect();
-            format!("unknown io_uring feature '{text}': one of {}", names.join(", "))
-        })
+        Self::ALL
+            .into_iter()
+            .find(|feature| feature.name() == text)
+            .ok_or_else(|| {
+                let names: Vec<_> = Self::ALL.iter().map(|feature| feature.name()).collect();
+                format!(
+                    "unknown io_uring feature '{text}': one of {}",
+                    names.join(", ")
+                )
+            })
     }
 }
 
@@ -136,11 +145,14 @@ pub enum Unavailable {
     #[error(
         "io_uring is forbidden here (EPERM): a seccomp filter (the default of Docker, containerd and Podman) \
          or kernel.io_uring_disabled={}; allow io_uring_setup, io_uring_enter and io_uring_register, \
-         or set kernel.io_uring_disabled=0", sysctl()
+         or set kernel.io_uring_disabled=0",
+        sysctl()
     )]
     Forbidden,
     /// The kernel has none.
-    #[error("this kernel has no io_uring (ENOSYS), or a filter hides it; ringmill wants Linux 6.0 or newer")]
+    #[error(
+        "this kernel has no io_uring (ENOSYS), or a filter hides it; ringmill wants Linux 6.0 or newer"
+    )]
     Missing,
     /// The ring could not be made for another reason.
     #[error("io_uring_setup failed: {0}")]
@@ -165,13 +177,19 @@ pub(super) fn find() -> Result<Features, Unavailable> {
 }
 
 fn try_all() -> Result<Features, Unavailable> {
-    let plain: IoUring = IoUring::builder().build(8).map_err(|error| match error.raw_os_error() {
-        Some(libc::EPERM | libc::EACCES) => Unavailable::Forbidden,
-        Some(libc::ENOSYS) => Unavailable::Missing,
-        _ => Unavailable::Setup(error.to_string()),
-    })?;
+    let plain: IoUring =
+        IoUring::builder()
+            .build(8)
+            .map_err(|error| match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => Unavailable::Forbidden,
+                Some(libc::ENOSYS) => Unavailable::Missing,
+                _ => Unavailable::Setup(error.to_string()),
+            })?;
     let mut probe = io_uring::Probe::new();
-    plain.submitter().register_probe(&mut probe).map_err(|_| Unavailable::TooOld("probe"))?;
+    plain
+        .submitter()
+        .register_probe(&mut probe)
+        .map_err(|_| Unavailable::TooOld("probe"))?;
     if !plain.params().is_feature_ext_arg() || !plain.params().is_feature_skip_cqe_on_success() {
         return Err(Unavailable::TooOld("completion skipping"));
     }
@@ -204,7 +222,10 @@ fn try_all() -> Result<Features, Unavailable> {
         Feature::RegisteredRing,
         cooperative.is_ok_and(|ring| ring.submitter().register_ring_fd().is_ok()),
     );
-    note(Feature::DirectDescriptors, plain.submitter().register_files_sparse(16).is_ok());
+    note(
+        Feature::DirectDescriptors,
+        plain.submitter().register_files_sparse(16).is_ok(),
+    );
     let incremental = ring::BufferRing::try_incremental(&plain);
     note(Feature::IncrementalBuffers, incremental);
     note(Feature::RingMessages, ring::message_works(&plain));

@@ -13,8 +13,8 @@ use std::collections::VecDeque;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, IntoRawFd, OwnedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicI32, Ordering};
 
 use io_uring::{cqueue, opcode, squeue, types};
 
@@ -47,7 +47,7 @@ const DATAGRAM_BUFFER_LEN: usize = 64 * 1024 + 256;
 /// One buffer that a protocol fills.
 const FILL_BUFFER_LEN: usize = 64 << 10;
 /// Slots that the kernel does not choose from, for what we open ourselves beside a listener.
-const OWN_SLOTS_WITH_LISTENERS: u32 = 1024;
+const OWN_SLOTS_WITH_LISTENERS: usize = 1024;
 /// Accepts that may be on their way while the table is declared full.
 const SLOT_SLACK: usize = 512;
 /// Pieces of one stream's queue in one send.
@@ -78,6 +78,8 @@ pub(crate) struct Settings {
     pub(crate) files: usize,
     /// Streams that this shard is expected to hold.
     pub(crate) streams: usize,
+    /// Whether it accepts streams.
+    pub(crate) listens: bool,
     pub(crate) directory: Arc<Directory>,
 }
 
@@ -90,9 +92,60 @@ impl Directory {
     }
 }
 
-/// How many streams one ring can hold under a limit of open files.
-pub(crate) fn streams_per_ring(files: usize) -> usize {
-    files.saturating_sub(OWN_SLOTS_WITH_LISTENERS as usize + SLOT_SLACK).max(64)
+/// How many rings hold `connections` streams under a limit of open files, which is also that of
+/// a ring's table.
+#[must_use]
+pub fn rings_for(connections: usize, files: usize, listens: bool) -> usize {
+    connections.div_ceil(
+        Table {
+            len: files,
+            listens,
+        }
+        .streams()
+        .max(1),
+    )
+}
+
+/// How a ring's table of direct descriptors is divided.
+#[derive(Debug, Clone, Copy)]
+struct Table {
+    len: usize,
+    listens: bool,
+}
+
+impl Table {
+    /// Slots for what we open ourselves: all of them, unless the kernel chooses slots for what it
+    /// accepts.
+    fn own(self) -> usize {
+        if self.listens {
+            OWN_SLOTS_WITH_LISTENERS.min(self.len / 16)
+        } else {
+            self.len
+        }
+    }
+
+    /// Accepts that may be on their way while the table is declared full.
+    fn slack(self) -> usize {
+        SLOT_SLACK.min(self.len / 16)
+    }
+
+    /// Streams that fit: shards do not fill evenly under a hash, so a part stays free.
+    fn streams(self) -> usize {
+        if self.listens {
+            self.len - self.own() - self.slack()
+        } else {
+            self.len - self.slack()
+        }
+    }
+
+    /// A table for so many streams, as large as the limit of files allows.
+    fn for_streams(streams: usize, files: usize, listens: bool) -> Self {
+        let wanted = streams + streams / 4 + OWN_SLOTS_WITH_LISTENERS + SLOT_SLACK;
+        Self {
+            len: wanted.max(4096).min(files),
+            listens,
+        }
+    }
 }
 
 /// What a completion answers: in the top byte of its user data.
@@ -213,7 +266,6 @@ pub(crate) struct Uring {
     accepting: bool,
     /// Slots of our own that are free; empty without direct descriptors.
     own_slots: Vec<u32>,
-    table_len: u32,
     tried: Vec<Tried>,
     failed: Vec<(u32, i32)>,
     tried_messages: Vec<TriedMessage>,
@@ -250,23 +302,38 @@ impl Uring {
         let ring = Ring::new(features)?;
         let incremental = features.has(Feature::IncrementalBuffers)
             && settings.options.incremental.unwrap_or(false);
-        let buffer_len = if incremental { INCREMENTAL_BUFFER_LEN } else { STREAM_BUFFER_LEN };
-        let count = (limits.stream_pool_bytes / buffer_len).clamp(16, 1 << 15).next_power_of_two();
-        let streams = BufferRing::new(&ring, STREAM_GROUP, count.min(1 << 15) as u16, buffer_len, incremental)?;
+        let buffer_len = if incremental {
+            INCREMENTAL_BUFFER_LEN
+        } else {
+            STREAM_BUFFER_LEN
+        };
+        let count = (limits.stream_pool_bytes / buffer_len)
+            .clamp(16, 1 << 15)
+            .next_power_of_two();
+        let streams = BufferRing::new(
+            &ring,
+            STREAM_GROUP,
+            count.min(1 << 15) as u16,
+            buffer_len,
+            incremental,
+        )?;
 
         let direct = features.has(Feature::DirectDescriptors);
-        // A little more than asked for: shards do not fill evenly.
-        let wanted = settings.streams + settings.streams / 4 + SLOT_SLACK + OWN_SLOTS_WITH_LISTENERS as usize;
-        let table_len = if direct { wanted.max(4096).min(settings.files) as u32 } else { 0 };
-        if direct {
-            ring.raw().submitter().register_files_sparse(table_len)?;
-        }
-        settings.directory.0[usize::from(shard)].store(ring.raw().as_raw_fd(), Ordering::Release);
+        let table = Table::for_streams(settings.streams, settings.files, settings.listens);
         let capacity = if direct {
-            streams_per_ring(table_len as usize)
+            table.streams()
         } else {
             settings.files.saturating_sub(SLOT_SLACK)
         };
+        let table_len = if direct { table.len as u32 } else { 0 };
+        let own = if direct { table.own() as u32 } else { 0 };
+        if direct {
+            ring.raw().submitter().register_files_sparse(table_len)?;
+            if settings.listens {
+                ring.reserve_slots(own, table_len - own)?;
+            }
+        }
+        settings.directory.0[usize::from(shard)].store(ring.raw().as_raw_fd(), Ordering::Release);
         // SAFETY: an all-zero msghdr is a valid one: null pointers and zero lengths.
         let mut receive_header: Box<libc::msghdr> = Box::new(unsafe { std::mem::zeroed() });
         receive_header.msg_namelen = NAME_LEN as u32;
@@ -283,8 +350,7 @@ impl Uring {
             fill: Pool::new(limits.fill_buffers, FILL_BUFFER_LEN)?,
             listeners: Vec::new(),
             accepting: true,
-            own_slots: (0..table_len).rev().collect(),
-            table_len,
+            own_slots: (0..own).rev().collect(),
             tried: Vec::new(),
             failed: Vec::new(),
             tried_messages: Vec::new(),
@@ -329,14 +395,24 @@ impl Uring {
         let direct = self.features.has(Feature::DirectDescriptors) && !listener.wants_peer;
         let entry = opcode::AcceptMulti::new(types::Fd(listener.fd.as_raw_fd()))
             .allocate_file_index(direct)
-            .flags(if direct { 0 } else { libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK })
+            .flags(if direct {
+                0
+            } else {
+                libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK
+            })
             .build()
             .user_data(tag(Op::Accept, 0, at as u32));
         // SAFETY: the request points to no memory.
         unsafe { self.push(&entry) };
     }
 
-    fn accepted(&mut self, tables: &mut Tables, at: usize, completion: &cqueue::Entry, events: &mut Vec<Event>) {
+    fn accepted(
+        &mut self,
+        tables: &mut Tables,
+        at: usize,
+        completion: &cqueue::Entry,
+        events: &mut Vec<Event>,
+    ) {
         let result = completion.result();
         let listener = &mut self.listeners[at];
         if !cqueue::more(completion.flags()) {
@@ -350,13 +426,29 @@ impl Uring {
                 // borrow ends here.
                 socket::peer_address(&unsafe { std::os::fd::BorrowedFd::borrow_raw(result) })
             });
-            let stream = self.adopt_slot(tables, id.service, result, if direct { 0 } else { bit::FILE });
-            events.push(Event::Accepted { listener: id, stream, peer: peer.flatten() });
+            let stream = self.adopt_slot(
+                tables,
+                id.service,
+                result,
+                if direct { 0 } else { bit::FILE },
+            );
+            events.push(Event::Accepted {
+                listener: id,
+                stream,
+                peer: peer.flatten(),
+            });
         } else {
             match -result {
-                libc::ECANCELED | libc::ECONNABORTED | libc::EINTR | libc::EAGAIN | libc::EPROTO => {}
+                libc::ECANCELED
+                | libc::ECONNABORTED
+                | libc::EINTR
+                | libc::EAGAIN
+                | libc::EPROTO => {}
                 errno => {
-                    events.push(Event::AcceptFailed { listener: id, errno });
+                    events.push(Event::AcceptFailed {
+                        listener: id,
+                        errno,
+                    });
                     return;
                 }
             }
@@ -366,9 +458,17 @@ impl Uring {
         }
     }
 
-    fn adopt_slot(&mut self, tables: &mut Tables, service: ServiceId, slot: i32, bits: u8) -> StreamId {
+    fn adopt_slot(
+        &mut self,
+        tables: &mut Tables,
+        service: ServiceId,
+        slot: i32,
+        bits: u8,
+    ) -> StreamId {
         self.descriptors += 1;
-        let stream = tables.streams.insert(service, slot, State::Open, tables.active);
+        let stream = tables
+            .streams
+            .insert(service, slot, State::Open, tables.active);
         tables.streams.at(stream.index).driver = bits;
         stream
     }
@@ -390,7 +490,11 @@ impl Uring {
         } else {
             opcode::RecvMulti::new(fd, group).build()
         };
-        let entry = entry.flags(slot_flags(stream.driver)).user_data(tag(Op::Receive, id.generation, index));
+        let entry = entry.flags(slot_flags(stream.driver)).user_data(tag(
+            Op::Receive,
+            id.generation,
+            index,
+        ));
         // SAFETY: the buffers are those of the registered group.
         unsafe { self.push(&entry) };
     }
@@ -409,7 +513,13 @@ impl Uring {
     }
 
     #[inline]
-    fn received(&mut self, tables: &mut Tables, index: u32, completion: &cqueue::Entry, events: &mut Vec<Event>) {
+    fn received(
+        &mut self,
+        tables: &mut Tables,
+        index: u32,
+        completion: &cqueue::Entry,
+        events: &mut Vec<Event>,
+    ) {
         let (result, flags) = (completion.result(), completion.flags());
         let id = tables.streams.id(index);
         let stream = tables.streams.at(index);
@@ -422,11 +532,12 @@ impl Uring {
             let bid = cqueue::buffer_select(flags).expect("a receive with data names its buffer");
             let len = result as usize;
             let wanted = stream.state == State::Open;
-            self.streams.received(bid, len, cqueue::buffer_more(flags), |data| {
-                if wanted {
-                    events.push(Event::Received { stream: id, data });
-                }
-            });
+            self.streams
+                .received(bid, len, cqueue::buffer_more(flags), |data| {
+                    if wanted {
+                        events.push(Event::Received { stream: id, data });
+                    }
+                });
             // A full buffer means that more was waiting: let one receive take several from now on.
             if len >= STREAM_BUFFER_LEN
                 && stream.driver & bit::BUNDLE == 0
@@ -451,7 +562,8 @@ impl Uring {
                 libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
                 libc::ENOBUFS => {
                     tables.metrics.shard.buffers_exhausted.add(1);
-                    self.starved.push_back(Starved::Stream(index, id.generation));
+                    self.starved
+                        .push_back(Starved::Stream(index, id.generation));
                     self.release_if_done(tables, index);
                     return;
                 }
@@ -477,7 +589,8 @@ impl Uring {
     fn fail(&mut self, tables: &mut Tables, index: u32, errno: i32, events: &mut Vec<Event>) {
         let id = tables.streams.id(index);
         let stream = tables.streams.at(index);
-        if stream.driver & bit::FAILED == 0 && !matches!(stream.state, State::Closing | State::Free) {
+        if stream.driver & bit::FAILED == 0 && !matches!(stream.state, State::Closing | State::Free)
+        {
             stream.driver |= bit::FAILED;
             events.push(Event::Failed { stream: id, errno });
         }
@@ -513,21 +626,31 @@ impl Uring {
         }
         let generation = tables.streams.id(index).generation;
         let stream = tables.streams.at(index);
-        let Some(queue) = &mut stream.queue else { return };
+        let Some(queue) = &mut stream.queue else {
+            return;
+        };
         if queue.in_flight || queue.bytes == 0 {
             return;
         }
         let fd = types::Fd(stream.slot);
         let (entry, bytes) = if queue.chunks.len() == 1 {
             let chunk = queue.chunks[0].bytes();
-            (opcode::Send::new(fd, chunk.as_ptr(), chunk.len() as u32).flags(FLAGS).build(), chunk.len())
+            (
+                opcode::Send::new(fd, chunk.as_ptr(), chunk.len() as u32)
+                    .flags(FLAGS)
+                    .build(),
+                chunk.len(),
+            )
         } else {
             let bytes = gather(queue);
             let header = &mut self.headers[self.headers_used];
             self.headers_used += 1;
             header.msg_iov = queue.vectors.as_mut_ptr();
             header.msg_iovlen = queue.vectors.len();
-            (opcode::SendMsg::new(fd, header).flags(FLAGS as u32).build(), bytes)
+            (
+                opcode::SendMsg::new(fd, header).flags(FLAGS as u32).build(),
+                bytes,
+            )
         };
         let entry = entry
             .flags(slot_flags(stream.driver) | squeue::Flags::SKIP_SUCCESS)
@@ -560,7 +683,11 @@ impl Uring {
                 }
                 continue;
             }
-            let result = self.failed.iter().find(|(failed, _)| *failed == index).map(|(_, result)| *result);
+            let result = self
+                .failed
+                .iter()
+                .find(|(failed, _)| *failed == index)
+                .map(|(_, result)| *result);
             self.settle_one(tables, index, bytes, result, events);
         }
         self.tried = tried;
@@ -587,7 +714,11 @@ impl Uring {
         let sent = match result {
             None => bytes,
             Some(result) if result >= 0 => result as usize,
-            Some(errno) if errno == -libc::EAGAIN || errno == -libc::EINTR || errno == -libc::ENOBUFS => 0,
+            Some(errno)
+                if errno == -libc::EAGAIN || errno == -libc::EINTR || errno == -libc::ENOBUFS =>
+            {
+                0
+            }
             Some(errno) => {
                 self.fail(tables, index, -errno, events);
                 return;
@@ -605,12 +736,18 @@ impl Uring {
     fn slow_send(&mut self, tables: &mut Tables, index: u32) {
         let generation = tables.streams.id(index).generation;
         let stream = tables.streams.at(index);
-        let Some(queue) = &mut stream.queue else { return };
+        let Some(queue) = &mut stream.queue else {
+            return;
+        };
         // The peer is slow: what it waits for must not hold receive buffers of others.
         queue.unpin();
         queue.in_flight = true;
         stream.outstanding += 1;
-        let chunk = queue.chunks.front().expect("the queue is not empty").bytes();
+        let chunk = queue
+            .chunks
+            .front()
+            .expect("the queue is not empty")
+            .bytes();
         let entry = opcode::Send::new(types::Fd(stream.slot), chunk.as_ptr(), chunk.len() as u32)
             .flags(libc::MSG_NOSIGNAL)
             .build()
@@ -644,7 +781,8 @@ impl Uring {
     }
 
     fn connected(&mut self, tables: &mut Tables, index: u32, result: i32, events: &mut Vec<Event>) {
-        self.connecting.retain(|(connecting, _)| *connecting != index);
+        self.connecting
+            .retain(|(connecting, _)| *connecting != index);
         let id = tables.streams.id(index);
         let stream = tables.streams.at(index);
         stream.outstanding -= 1;
@@ -664,8 +802,16 @@ impl Uring {
         if !self.features.has(Feature::DirectDescriptors) {
             return Ok((fd.into_raw_fd(), bit::FILE));
         }
-        let slot = self.own_slots.pop().ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE))?;
-        if let Err(error) = self.ring.raw().submitter().register_files_update(slot, &[fd.as_raw_fd()]) {
+        let slot = self
+            .own_slots
+            .pop()
+            .ok_or_else(|| io::Error::from_raw_os_error(libc::ENFILE))?;
+        if let Err(error) = self
+            .ring
+            .raw()
+            .submitter()
+            .register_files_update(slot, &[fd.as_raw_fd()])
+        {
             self.own_slots.push(slot);
             return Err(error);
         }
@@ -688,7 +834,9 @@ impl Uring {
         } else {
             types::CancelBuilder::fd(types::Fixed(slot as u32)).all()
         };
-        let entry = opcode::AsyncCancel2::new(builder).build().user_data(tag(Op::Ignore, 0, 0));
+        let entry = opcode::AsyncCancel2::new(builder)
+            .build()
+            .user_data(tag(Op::Ignore, 0, 0));
         // SAFETY: the request points to no memory.
         unsafe { self.push(&entry) };
     }
@@ -698,12 +846,20 @@ impl Uring {
     fn open_datagram_buffers(&mut self) -> io::Result<()> {
         if self.datagrams.is_none() {
             let count = self.datagram_buffers.clamp(8, 1 << 14).next_power_of_two() as u16;
-            self.datagrams =
-                Some(BufferRing::new(&self.ring, DATAGRAM_GROUP, count, DATAGRAM_BUFFER_LEN, false)?);
+            self.datagrams = Some(BufferRing::new(
+                &self.ring,
+                DATAGRAM_GROUP,
+                count,
+                DATAGRAM_BUFFER_LEN,
+                false,
+            )?);
             let memory = MessageMemory {
                 // SAFETY: an all-zero msghdr is a valid one.
                 header: unsafe { std::mem::zeroed() },
-                vector: libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 },
+                vector: libc::iovec {
+                    iov_base: std::ptr::null_mut(),
+                    iov_len: 0,
+                },
                 name: Name::new(),
                 control: Control::new(),
             };
@@ -767,18 +923,32 @@ impl Uring {
             if let Some(bid) = cqueue::buffer_select(flags) {
                 buffers.received(bid, result as usize, false, |mut data| {
                     let header = *self.receive_header;
-                    let Ok(parsed) = types::RecvMsgOut::parse(&data, &header) else { return };
-                    let Some(peer) = message::parse_name(parsed.name_data()) else { return };
+                    let Ok(parsed) = types::RecvMsgOut::parse(&data, &header) else {
+                        return;
+                    };
+                    let Some(peer) = message::parse_name(parsed.name_data()) else {
+                        return;
+                    };
                     let control = message::parse_control(parsed.control_data());
                     let payload = parsed.payload_data().len();
                     // The payload is what follows the fixed-size head.
                     let head = data.len() - payload;
                     data.advance(head);
                     if open {
-                        let stride = control.stride.unwrap_or(u16::try_from(payload).unwrap_or(u16::MAX));
-                        let datagram =
-                            Datagram { peer, local: control.local, ecn: control.ecn, stride, data };
-                        events.push(Event::Datagram { socket: id, datagram });
+                        let stride = control
+                            .stride
+                            .unwrap_or(u16::try_from(payload).unwrap_or(u16::MAX));
+                        let datagram = Datagram {
+                            peer,
+                            local: control.local,
+                            ecn: control.ecn,
+                            stride,
+                            data,
+                        };
+                        events.push(Event::Datagram {
+                            socket: id,
+                            datagram,
+                        });
                     }
                 });
             }
@@ -790,7 +960,8 @@ impl Uring {
                 libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
                 libc::ENOBUFS => {
                     tables.metrics.shard.buffers_exhausted.add(1);
-                    self.starved.push_back(Starved::Socket(index, id.generation));
+                    self.starved
+                        .push_back(Starved::Socket(index, id.generation));
                     self.release_socket_if_done(tables, index);
                     return;
                 }
@@ -835,7 +1006,11 @@ impl Uring {
         let (len, stride) = (transmit.data.len(), transmit.stride);
         let at = self.transmits.len();
         let whole = segments(len, stride);
-        let at_once = if no_gso { 1 } else { self.segments_max(usize::from(stride)) };
+        let at_once = if no_gso {
+            1
+        } else {
+            self.segments_max(usize::from(stride))
+        };
         self.transmits.push(transmit);
         if whole <= at_once {
             self.try_message(tables, index, at, 0, len, whole);
@@ -850,7 +1025,15 @@ impl Uring {
         }
     }
 
-    fn try_message(&mut self, tables: &mut Tables, index: u32, at: usize, start: usize, len: usize, count: usize) {
+    fn try_message(
+        &mut self,
+        tables: &mut Tables,
+        index: u32,
+        at: usize,
+        start: usize,
+        len: usize,
+        count: usize,
+    ) {
         if self.message_memory_used == self.message_memory.len() || self.ring.is_full() {
             self.submit_tried();
         }
@@ -860,7 +1043,10 @@ impl Uring {
         let memory = &mut self.message_memory[self.message_memory_used];
         self.message_memory_used += 1;
         let bytes = &transmit.data.bytes()[start..start + len];
-        memory.vector = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: len };
+        memory.vector = libc::iovec {
+            iov_base: bytes.as_ptr().cast_mut().cast(),
+            iov_len: len,
+        };
         memory.header.msg_iov = &raw mut memory.vector;
         memory.header.msg_iovlen = 1;
         match transmit.peer {
@@ -875,11 +1061,19 @@ impl Uring {
             }
         }
         let segmented = count > 1;
-        memory.control.set(segmented.then_some(transmit.stride), transmit.source, transmit.ecn, socket.ipv6);
+        memory.control.set(
+            segmented.then_some(transmit.stride),
+            transmit.source,
+            transmit.ecn,
+            socket.ipv6,
+        );
         let control = memory.control.as_slice();
         memory.header.msg_controllen = control.len();
-        memory.header.msg_control =
-            if control.is_empty() { std::ptr::null_mut() } else { control.as_ptr().cast_mut().cast() };
+        memory.header.msg_control = if control.is_empty() {
+            std::ptr::null_mut()
+        } else {
+            control.as_ptr().cast_mut().cast()
+        };
         let entry = opcode::SendMsg::new(types::Fd(socket.slot), &raw const memory.header)
             .flags((libc::MSG_NOSIGNAL | libc::MSG_DONTWAIT) as u32)
             .build()
@@ -937,10 +1131,23 @@ impl Uring {
                 } else {
                     Payload::from(bytes[tried.start..tried.start + tried.len].to_vec())
                 };
-                let (peer, source, ecn, stride) =
-                    (transmit.peer, transmit.source, transmit.ecn, transmit.stride);
+                let (peer, source, ecn, stride) = (
+                    transmit.peer,
+                    transmit.source,
+                    transmit.ecn,
+                    transmit.stride,
+                );
                 let data = data.unpinned();
-                again.push((tried.index, Transmit { peer, source, ecn, stride, data }));
+                again.push((
+                    tried.index,
+                    Transmit {
+                        peer,
+                        source,
+                        ecn,
+                        stride,
+                        data,
+                    },
+                ));
                 let socket = tables.sockets.at(tried.index);
                 if errno == libc::EAGAIN && !socket.blocked {
                     socket.blocked = true;
@@ -1008,16 +1215,25 @@ impl Uring {
             datagrams.lend();
         }
         for _ in 0..self.starved.len() {
-            let Some(starved) = self.starved.pop_front() else { return };
+            let Some(starved) = self.starved.pop_front() else {
+                return;
+            };
             match starved {
                 Starved::Stream(index, generation) if self.streams.lent() > 0 => {
                     let id = StreamId { index, generation };
-                    if tables.streams.get(id).is_some_and(|stream| stream.state == State::Open) {
+                    if tables
+                        .streams
+                        .get(id)
+                        .is_some_and(|stream| stream.state == State::Open)
+                    {
                         self.arm_receive(tables, index);
                     }
                 }
                 Starved::Socket(index, generation)
-                    if self.datagrams.as_ref().is_some_and(|buffers| buffers.lent() > 0) =>
+                    if self
+                        .datagrams
+                        .as_ref()
+                        .is_some_and(|buffers| buffers.lent() > 0) =>
                 {
                     if tables.sockets.get(SocketId { index, generation }).is_some() {
                         self.arm_receive_message(tables, index);
@@ -1052,7 +1268,12 @@ impl Uring {
     }
 
     #[inline]
-    fn complete(&mut self, tables: &mut Tables, completion: &cqueue::Entry, events: &mut Vec<Event>) {
+    fn complete(
+        &mut self,
+        tables: &mut Tables,
+        completion: &cqueue::Entry,
+        events: &mut Vec<Event>,
+    ) {
         let user_data = completion.user_data();
         let op = OPS[(user_data >> 56) as usize];
         let detail = (user_data >> 32) as u32 & 0xff_ffff;
@@ -1094,9 +1315,16 @@ impl Uring {
             }
             Op::Adopt if completion.result() >= 0 => {
                 // `detail` is the service, `index` the endpoint; the result is the new slot.
-                let listener = ListenerId { service: detail as ServiceId, endpoint: index as u16 };
+                let listener = ListenerId {
+                    service: detail as ServiceId,
+                    endpoint: index as u16,
+                };
                 let stream = self.adopt_slot(tables, listener.service, completion.result(), 0);
-                events.push(Event::Accepted { listener, stream, peer: None });
+                events.push(Event::Accepted {
+                    listener,
+                    stream,
+                    peer: None,
+                });
             }
             Op::HandOn => {
                 let stream = tables.streams.at(index);
@@ -1141,12 +1369,12 @@ impl Driver for Uring {
         let BoundSocket::Os(fd) = listener.socket else {
             return Err(io::Error::from(io::ErrorKind::Unsupported));
         };
-        if self.listeners.is_empty() && self.table_len > 0 {
-            let own = OWN_SLOTS_WITH_LISTENERS.min(self.table_len / 2);
-            self.own_slots.retain(|slot| *slot < own);
-            self.ring.reserve_slots(own, self.table_len - own)?;
-        }
-        self.listeners.push(Listener { id: listener.id, fd, wants_peer: listener.wants_peer, armed: false });
+        self.listeners.push(Listener {
+            id: listener.id,
+            fd,
+            wants_peer: listener.wants_peer,
+            armed: false,
+        });
         self.arm_accept(self.listeners.len() - 1);
         Ok(())
     }
@@ -1166,7 +1394,11 @@ impl Driver for Uring {
         }
     }
 
-    fn add_socket(&mut self, tables: &mut Tables, socket: BoundDatagramSocket) -> io::Result<SocketId> {
+    fn add_socket(
+        &mut self,
+        tables: &mut Tables,
+        socket: BoundDatagramSocket,
+    ) -> io::Result<SocketId> {
         let BoundSocket::Os(fd) = socket.socket else {
             return Err(io::Error::from(io::ErrorKind::Unsupported));
         };
@@ -1175,7 +1407,12 @@ impl Driver for Uring {
         self.insert_socket(tables, socket.service, fd, socket.local)
     }
 
-    fn open_socket(&mut self, tables: &mut Tables, service: ServiceId, open: &Open) -> io::Result<SocketId> {
+    fn open_socket(
+        &mut self,
+        tables: &mut Tables,
+        service: ServiceId,
+        open: &Open,
+    ) -> io::Result<SocketId> {
         let fd = socket::open_datagram(open, Share::Alone, self.datagram_socket_buffer_bytes)?;
         let local = socket::local_address(&fd)?;
         self.insert_socket(tables, service, fd, local)
@@ -1185,7 +1422,11 @@ impl Driver for Uring {
         let generation = tables.sockets.id(index).generation;
         let socket = tables.sockets.at(index);
         socket.open = false;
-        tables.streams.queued_bytes -= socket.queue.iter().map(|transmit| transmit.data.len()).sum::<usize>();
+        tables.streams.queued_bytes -= socket
+            .queue
+            .iter()
+            .map(|transmit| transmit.data.len())
+            .sum::<usize>();
         socket.queue.clear();
         socket.outstanding += 1;
         let (slot, bits) = (socket.slot, socket.driver);
@@ -1206,11 +1447,18 @@ impl Driver for Uring {
         }
     }
 
-    fn connect(&mut self, tables: &mut Tables, service: ServiceId, connect: &Connect) -> io::Result<StreamId> {
+    fn connect(
+        &mut self,
+        tables: &mut Tables,
+        service: ServiceId,
+        connect: &Connect,
+    ) -> io::Result<StreamId> {
         let address = Box::new(socket::socket_address(&connect.to)?);
         let (slot, bits) = self.take_slot(socket::open_stream(connect)?)?;
         self.descriptors += 1;
-        let id = tables.streams.insert(service, slot, State::Connecting, tables.active);
+        let id = tables
+            .streams
+            .insert(service, slot, State::Connecting, tables.active);
         let stream = tables.streams.at(id.index);
         stream.driver = bits;
         stream.outstanding = 1;
@@ -1261,7 +1509,13 @@ impl Driver for Uring {
         self.close_slot(slot, bits, tag(Op::Close, generation, index));
     }
 
-    fn hand_on(&mut self, tables: &mut Tables, index: u32, listener: ListenerId, to: ShardId) -> bool {
+    fn hand_on(
+        &mut self,
+        tables: &mut Tables,
+        index: u32,
+        listener: ListenerId,
+        to: ShardId,
+    ) -> bool {
         let ring = self.directory.0[usize::from(to)].load(Ordering::Acquire);
         let stream = tables.streams.at(index);
         if ring < 0 || to == self.shard || stream.driver & bit::FILE != 0 {
@@ -1270,7 +1524,11 @@ impl Driver for Uring {
         stream.state = State::Closing;
         stream.outstanding += 1;
         let slot = stream.slot;
-        let adopt = tag(Op::Adopt, u32::from(listener.service), u32::from(listener.endpoint));
+        let adopt = tag(
+            Op::Adopt,
+            u32::from(listener.service),
+            u32::from(listener.endpoint),
+        );
         let entry = opcode::MsgRingSendFd::new(
             types::Fd(ring),
             types::Fixed(slot as u32),
@@ -1296,7 +1554,11 @@ impl Driver for Uring {
         self.replenish(tables);
         self.flush_sockets(tables);
         self.flush_streams(tables);
-        let now = if matches!(wait, Wait::Until(_)) { monotonic_now() } else { 0 };
+        let now = if matches!(wait, Wait::Until(_)) {
+            monotonic_now()
+        } else {
+            0
+        };
         self.ring.submit_and_wait(wait, now)?;
         self.take_completions(tables, events)?;
         if !self.tried.is_empty() || !self.again.is_empty() {
@@ -1336,7 +1598,11 @@ impl Drop for Uring {
 
 #[inline]
 fn slot_flags(bits: u8) -> squeue::Flags {
-    if bits & bit::FILE != 0 { squeue::Flags::empty() } else { squeue::Flags::FIXED_FILE }
+    if bits & bit::FILE != 0 {
+        squeue::Flags::empty()
+    } else {
+        squeue::Flags::FIXED_FILE
+    }
 }
 
 /// Fills the queue's vectors with its first pieces; returns their bytes.
@@ -1345,7 +1611,10 @@ fn gather(queue: &mut SendQueue) -> usize {
     let mut bytes = 0;
     for chunk in queue.chunks.iter().take(VECTORS_MAX) {
         let chunk = chunk.bytes();
-        queue.vectors.push(libc::iovec { iov_base: chunk.as_ptr().cast_mut().cast(), iov_len: chunk.len() });
+        queue.vectors.push(libc::iovec {
+            iov_base: chunk.as_ptr().cast_mut().cast(),
+            iov_len: chunk.len(),
+        });
         bytes += chunk.len();
     }
     bytes

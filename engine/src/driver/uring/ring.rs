@@ -25,7 +25,10 @@ const REGISTER_FILE_ALLOC_RANGE: libc::c_uint = 25;
 const PBUF_RING_INC: u16 = 2;
 
 /// RST instead of FIN when the socket is closed.
-static LINGER_RESET: libc::linger = libc::linger { l_onoff: 1, l_linger: 0 };
+static LINGER_RESET: libc::linger = libc::linger {
+    l_onoff: 1,
+    l_linger: 0,
+};
 
 pub(super) struct Ring {
     uring: IoUring,
@@ -39,7 +42,10 @@ impl Ring {
         let mut completions = COMPLETIONS;
         loop {
             match Self::build(features, SUBMISSIONS.min(completions), completions) {
-                Err(error) if error.raw_os_error() == Some(libc::ENOMEM) && completions > COMPLETIONS_MIN => {
+                Err(error)
+                    if error.raw_os_error() == Some(libc::ENOMEM)
+                        && completions > COMPLETIONS_MIN =>
+                {
                     completions /= 2;
                 }
                 other => return other,
@@ -49,7 +55,10 @@ impl Ring {
 
     fn build(features: Features, submissions: u32, completions: u32) -> io::Result<Self> {
         let mut builder = IoUring::builder();
-        builder.setup_clamp().setup_cqsize(completions).setup_submit_all();
+        builder
+            .setup_clamp()
+            .setup_cqsize(completions)
+            .setup_submit_all();
         let defer = features.has(Feature::DeferTaskrun);
         if defer {
             builder.setup_single_issuer().setup_defer_taskrun();
@@ -66,7 +75,10 @@ impl Ring {
 
     /// A small ring with no flags, for probes.
     pub(super) fn plain(entries: u32) -> io::Result<Self> {
-        Ok(Self { uring: IoUring::new(entries)?, defer: false })
+        Ok(Self {
+            uring: IoUring::new(entries)?,
+            defer: false,
+        })
     }
 
     pub(super) fn raw(&self) -> &IoUring {
@@ -147,7 +159,9 @@ impl Ring {
         };
         let submitter = self.uring.submitter();
         // SAFETY: no argument is passed, and the count is that of the queue.
-        unsafe { submitter.enter::<libc::sigset_t>(queued as u32, 0, EnterFlags::GETEVENTS.bits(), None) }
+        unsafe {
+            submitter.enter::<libc::sigset_t>(queued as u32, 0, EnterFlags::GETEVENTS.bits(), None)
+        }
     }
 
     /// Whether completions wait in the kernel because the queue was full.
@@ -174,10 +188,19 @@ impl Ring {
             len: u32,
             resv: u64,
         }
-        let range = FileIndexRange { off: offset, len, resv: 0 };
+        let range = FileIndexRange {
+            off: offset,
+            len,
+            resv: 0,
+        };
         // SAFETY: the struct is that of linux/io_uring.h and lives for the call.
         unsafe {
-            register(self.uring.as_raw_fd(), REGISTER_FILE_ALLOC_RANGE, std::ptr::from_ref(&range).cast(), 0)
+            register(
+                self.uring.as_raw_fd(),
+                REGISTER_FILE_ALLOC_RANGE,
+                std::ptr::from_ref(&range).cast(),
+                0,
+            )
         }
     }
 
@@ -186,7 +209,10 @@ impl Ring {
         // SAFETY: the option's value is static.
         unsafe { self.push(&linger_reset(types::Fd(fd)))? };
         self.submit_and_wait(Wait::Forever, 0)?;
-        Ok(self.completions().next().is_some_and(|completion| completion.result() == 0))
+        Ok(self
+            .completions()
+            .next()
+            .is_some_and(|completion| completion.result() == 0))
     }
 
     /// A handle that wakes this ring from any thread.
@@ -197,7 +223,10 @@ impl Ring {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: just made, owned by nobody else.
-        Ok(MessageWaker { ring: unsafe { OwnedFd::from_raw_fd(fd) }, user_data })
+        Ok(MessageWaker {
+            ring: unsafe { OwnedFd::from_raw_fd(fd) },
+            user_data,
+        })
     }
 }
 
@@ -222,8 +251,13 @@ unsafe fn register(
     count: libc::c_uint,
 ) -> io::Result<()> {
     // SAFETY: see above.
-    let result = unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    let result =
+        unsafe { libc::syscall(libc::SYS_io_uring_register, fd, operation, argument, count) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
 }
 
 /// Wakes a ring by posting a completion to it, without a ring of one's own (Linux 6.13).
@@ -234,9 +268,18 @@ pub(super) struct MessageWaker {
 
 impl MessageWaker {
     fn post(&self) -> io::Result<()> {
-        let entry = opcode::MsgRingData::new(types::Fd(self.ring.as_raw_fd()), 0, self.user_data, None).build();
+        let entry =
+            opcode::MsgRingData::new(types::Fd(self.ring.as_raw_fd()), 0, self.user_data, None)
+                .build();
         // SAFETY: the operation reads one submission entry; descriptor −1 means "no ring of ours".
-        unsafe { register(-1, REGISTER_SEND_MSG_RING, std::ptr::from_ref(&entry).cast(), 1) }
+        unsafe {
+            register(
+                -1,
+                REGISTER_SEND_MSG_RING,
+                std::ptr::from_ref(&entry).cast(),
+                1,
+            )
+        }
     }
 }
 
@@ -255,7 +298,10 @@ pub(super) fn message_works(ring: &IoUring) -> bool {
         return false;
     }
     // SAFETY: just made, owned by nobody else.
-    let waker = MessageWaker { ring: unsafe { OwnedFd::from_raw_fd(fd) }, user_data: 0 };
+    let waker = MessageWaker {
+        ring: unsafe { OwnedFd::from_raw_fd(fd) },
+        user_data: 0,
+    };
     waker.post().is_ok()
 }
 
@@ -303,7 +349,12 @@ impl BufferRing {
         // SAFETY: the region is page aligned, large enough, and lives in the returned value, which
         // unregisters nothing because the ring (a field dropped earlier) ends first.
         unsafe {
-            ring.submitter().register_buf_ring_with_flags(entries.base() as u64, count, group, flags)?;
+            ring.submitter().register_buf_ring_with_flags(
+                entries.base() as u64,
+                count,
+                group,
+                flags,
+            )?;
         }
         let buffers = usize::from(count);
         Ok(Self {
@@ -344,7 +395,11 @@ impl BufferRing {
         while let Some(buffer) = self.pool.take() {
             let at = self.tail & self.mask;
             let bid = buffer as u16;
-            let entry = self.entries.base().cast::<BufRingEntry>().wrapping_add(usize::from(at));
+            let entry = self
+                .entries
+                .base()
+                .cast::<BufRingEntry>()
+                .wrapping_add(usize::from(at));
             // SAFETY: `at` is within the region, and the kernel does not look at entries past the
             // tail that it has been told. The fields are written one by one because the first
             // entry overlaps the ring's tail.
@@ -371,7 +426,13 @@ impl BufferRing {
     /// The bytes of a completed receive, in order; `more` says that the kernel goes on filling the
     /// (last) buffer.
     #[inline]
-    pub(super) fn received(&mut self, bid: u16, mut len: usize, more: bool, mut each: impl FnMut(Buffer)) {
+    pub(super) fn received(
+        &mut self,
+        bid: u16,
+        mut len: usize,
+        more: bool,
+        mut each: impl FnMut(Buffer),
+    ) {
         if self.incremental {
             let at = self.filled[usize::from(bid)];
             if more {
