@@ -1,0 +1,1 @@
+//! Nothing shared between the bare loops yet.
