@@ -221,7 +221,7 @@ fn markdown(setup: &Setup, machine: &Value, outcome: &Outcome) -> String {
     );
     let _ = writeln!(
         page,
-        "- repeated by `ringmill-bench {}`",
+        "- repeated by `benches/run.sh {}`",
         invocation(setup, outcome)
     );
     for note in &outcome.notes {
@@ -262,6 +262,11 @@ fn invocation(setup: &Setup, outcome: &Outcome) -> String {
     ] {
         if let Some(value) = value {
             let _ = write!(flags, " --{flag} {value}");
+        }
+    }
+    for (flag, values) in [("cell", &setup.cell), ("candidate", &setup.candidate)] {
+        for value in values {
+            let _ = write!(flags, " --{flag} '{value}'");
         }
     }
     flags
