@@ -88,19 +88,16 @@ pub struct EngineArgs {
     /// Refuse an optional io_uring feature, as an older kernel would (see `ringmill doctor`).
     #[arg(long, value_name = "FEATURE", hide = true)]
     pub uring_without: Vec<uring::Feature>,
-
-    /// Receive into incremental io_uring buffers.
-    #[arg(long, hide = true)]
-    pub uring_incremental: bool,
 }
 
 /// Bounds of a server.
 #[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Limits")]
 pub struct LimitArgs {
-    /// Refuse connections past this number; also decides how many rings there are.
-    #[arg(long, value_name = "N", value_parser = parse_connections, default_value = "100k")]
-    pub max_connections: usize,
+    /// Refuse connections past this number. Rings are added until they hold as many; by default
+    /// it is what one ring on each shard holds.
+    #[arg(long, value_name = "N", value_parser = parse_connections)]
+    pub max_connections: Option<usize>,
 
     /// Close a connection on which nothing came or went for this long; 0 never does.
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "0")]

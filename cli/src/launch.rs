@@ -59,7 +59,6 @@ pub fn builder(args: &EngineArgs, limits: Limits, placement: &Placement) -> Buil
         .driver(args.driver.into())
         .uring_options(uring::Options {
             refuse: args.uring_without.clone(),
-            incremental: args.uring_incremental.then_some(true),
         })
         .limits(Limits {
             busy_poll: args.busy_poll,
@@ -79,10 +78,13 @@ pub fn builder(args: &EngineArgs, limits: Limits, placement: &Placement) -> Buil
 
 /// The engine's limits from flags.
 #[must_use]
-pub fn limits(args: &LimitArgs) -> Limits {
+pub fn limits(args: &LimitArgs, placement: &Placement) -> Limits {
     let optional = |time: Duration| (!time.is_zero()).then_some(time);
     Limits {
-        max_connections: args.max_connections,
+        max_connections: args.max_connections.unwrap_or_else(|| {
+            let files = ringmill_engine::sys::socket::raise_file_limit();
+            placement.plan.shards.len() * uring::streams_per_ring(files, true)
+        }),
         idle_timeout: optional(args.idle_timeout),
         write_stall_timeout: optional(args.write_stall_timeout),
         stream_queue_bytes_max: usize::try_from(args.queue_per_connection).unwrap_or(usize::MAX),

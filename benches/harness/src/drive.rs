@@ -165,9 +165,9 @@ fn figures(report: &Value) -> anyhow::Result<BTreeMap<&'static str, f64>> {
         }
     };
     add("bytes_per_s", &report["bytes_per_s"]);
-    add("p50_ns", &report["latency"]["response"]["p50_ns"]);
-    add("p99_ns", &report["latency"]["response"]["p99_ns"]);
-    let udp = &report["udp"];
+    add("p50_ns", &report["response_time"]["p50_ns"]);
+    add("p99_ns", &report["response_time"]["p99_ns"]);
+    let udp = &report["datagrams"];
     if let (Some(lost), Some(sent)) = (udp["lost"].as_f64(), udp["sent"].as_f64())
         && sent > 0.0
     {
@@ -305,7 +305,7 @@ mod tests {
     fn reports() {
         let good = json!({
             "messages_per_s": 1000.0, "wrong_bytes": 0, "errors": {"reset": 2, "refused": 1},
-            "latency": {"response": {"p50_ns": 5, "p99_ns": 9}}, "udp": {"sent": 8, "lost": 2},
+            "response_time": {"p50_ns": 5, "p99_ns": 9}, "datagrams": {"sent": 8, "lost": 2},
         });
         let values = figures(&good).expect("complete");
         for (key, expected) in [("errors", 3.0), ("p50_ns", 5.0), ("lost_share", 0.25)] {

@@ -66,15 +66,19 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
 
 fn serve<P: ringmill_engine::Protocol>(args: &ServerArgs, service: Service<P>) -> Result<Exit> {
     let signals = EndRequests::watch(std::thread::current())?;
-    let placement = launch::place(&args.engine, args.limits.max_connections, true)?;
+    let placement = launch::place(&args.engine, args.limits.max_connections.unwrap_or(1), true)?;
     let mut service = service;
     for endpoint in &args.endpoints {
         service = launch::listen(service, endpoint)?;
     }
-    let mut engine = launch::builder(&args.engine, launch::limits(&args.limits), &placement)
-        .share_port(args.limits.share_port)
-        .service(service)
-        .start()?;
+    let mut engine = launch::builder(
+        &args.engine,
+        launch::limits(&args.limits, &placement),
+        &placement,
+    )
+    .share_port(args.limits.share_port)
+    .service(service)
+    .start()?;
     announce(args, &engine);
     watch(args, &mut engine, &signals)
 }

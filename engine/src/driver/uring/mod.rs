@@ -58,8 +58,6 @@ const VECTORS_MAX: usize = 64;
 pub struct Options {
     /// Features to do without, as if the kernel were older.
     pub refuse: Vec<Feature>,
-    /// Receive into incremental buffers where the kernel has them.
-    pub incremental: Option<bool>,
 }
 
 /// What this host's io_uring offers, less what is refused.
@@ -90,6 +88,17 @@ impl Directory {
     pub(crate) fn new(shards: u16) -> Arc<Self> {
         Arc::new(Self((0..shards).map(|_| AtomicI32::new(-1)).collect()))
     }
+}
+
+/// How many streams one ring holds under a limit of open files, which is also that of its table.
+#[must_use]
+pub fn streams_per_ring(files: usize, listens: bool) -> usize {
+    Table {
+        len: files,
+        listens,
+    }
+    .streams()
+    .max(1)
 }
 
 /// How many rings hold `connections` streams under a limit of open files, which is also that of
@@ -300,8 +309,7 @@ impl Uring {
     pub(crate) fn new(shard: ShardId, limits: &Limits, settings: &Settings) -> io::Result<Self> {
         let features = probe(&settings.options).map_err(io::Error::other)?;
         let ring = Ring::new(features)?;
-        let incremental = features.has(Feature::IncrementalBuffers)
-            && settings.options.incremental.unwrap_or(false);
+        let incremental = features.has(Feature::IncrementalBuffers);
         let buffer_len = if incremental {
             INCREMENTAL_BUFFER_LEN
         } else {
