@@ -254,6 +254,8 @@ impl Streams {
             queue.was_full = true;
             return false;
         }
+        // Behind a send that waits for a slow peer nothing may pin a receive buffer.
+        let payload = if queue.in_flight { payload.unpinned() } else { payload };
         queue.bytes += len;
         queue.chunks.push_back(payload);
         self.queued_bytes += len;
