@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 
 use crate::control::{ControlState, Notice, Stop};
 use crate::driver::{
-    Address, BoundDatagramSocket, BoundListener, BoundSocket, Driver, DriverKind, Open, uring,
+    Address, BoundDatagramSocket, BoundListener, BoundSocket, Driver, DriverKind, Open, epoll, uring,
 };
 use crate::holder;
 use crate::ids::{ListenerId, ServiceId, ShardId};
@@ -568,7 +568,9 @@ fn run_shard(
         socket::set_timer_slack();
         let driver: Box<dyn Driver> = match driver {
             DriverKind::Uring => Box::new(uring::Uring::new(id, &parts.limits, &settings)?),
-            _ => return Err(io::Error::from(io::ErrorKind::Unsupported)),
+            DriverKind::Epoll => Box::new(epoll::Epoll::new(&parts.limits)?),
+            // It has no sockets of the kernel: `driver::sim` makes its shards itself.
+            DriverKind::Sim => return Err(io::Error::from(io::ErrorKind::Unsupported)),
         };
         Shard::open(driver, parts)
     })();

@@ -154,6 +154,11 @@ impl Pool {
         self.adopt(index, offset, len)
     }
 
+    /// Whether no handle is left on a buffer that we took: its memory can be filled from the start.
+    pub(crate) fn is_sole(&self, index: u32) -> bool {
+        self.0.refs[index as usize].get() == 1
+    }
+
     /// A free buffer to be filled by the protocol, if there is one.
     pub(crate) fn fill(&self) -> Option<BufferMut> {
         let index = self.take()?;

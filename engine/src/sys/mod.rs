@@ -3,8 +3,11 @@
 //! Every `unsafe` block of the engine that is not in a driver is here, with the reason why it is
 //! sound. Nothing here knows a protocol, a shard or a policy.
 
+pub(crate) mod batch;
 pub mod buffer;
 pub mod clock;
 pub mod eventfd;
+pub(crate) mod io;
 pub mod message;
+pub(crate) mod poll;
 pub mod socket;
