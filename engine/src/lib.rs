@@ -64,6 +64,7 @@ mod engine;
 mod holder;
 pub mod host;
 mod ids;
+pub mod impairment;
 mod limits;
 pub mod mailbox;
 pub mod metrics;
