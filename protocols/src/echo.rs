@@ -1,19 +1,33 @@
 //! Echo: everything that arrives goes back, over streams and datagrams, without a copy.
 //!
 //! A stream whose peer does not read is paused, so that the peer's own TCP window fills and its
-//! sends wait; nothing is dropped and nothing grows. Echo never answers more than it was asked and
-//! keeps no state per stream or peer.
+//! sends wait; nothing is dropped and nothing grows. Datagrams go back only as far as the
+//! [guard](crate::guard) lets them, never with more bytes than came. Echo keeps no state per stream
+//! or peer.
 
 use ringmill_engine::{Buffer, Context, Datagram, Payload, Protocol, SocketId, StreamId, Transmit};
+
+use crate::guard::Guard;
 
 /// The echo service on one shard.
 #[derive(Debug, Default)]
 pub struct Echo {
+    guard: Guard,
     /// The largest receive buffer seen: the next one may be as large.
     buffer_bytes_max: usize,
 }
 
 impl Echo {
+    /// An echo service that answers the datagrams that `guard` admits. The default is one with the
+    /// default guard, whose counters nobody else sees.
+    #[must_use]
+    pub fn new(guard: Guard) -> Self {
+        Self {
+            guard,
+            buffer_bytes_max: 0,
+        }
+    }
+
     /// Whether a stream's queue has no room for another buffer, or is past half of its bound.
     fn is_high(&self, queued_bytes: usize, queue_bytes_max: usize) -> bool {
         queued_bytes > 0
@@ -24,6 +38,14 @@ impl Echo {
 
 impl Protocol for Echo {
     type Message = ();
+
+    fn start(&mut self, ctx: &mut Context<'_, ()>) {
+        for (_, socket) in ctx.bound_sockets() {
+            if let Some(local) = ctx.local_address(socket) {
+                self.guard.own_ports().add(local.port());
+            }
+        }
+    }
 
     fn received(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId, data: Buffer) {
         self.buffer_bytes_max = self.buffer_bytes_max.max(data.pinned_bytes());
@@ -57,14 +79,30 @@ impl Protocol for Echo {
         socket: SocketId,
         batch: &mut Vec<Datagram>,
     ) {
-        for Datagram {
-            peer,
-            local,
-            stride,
-            data,
-            ..
-        } in batch.drain(..)
-        {
+        // Known for each datagram on a wildcard socket, else the same for all.
+        let bound = ctx
+            .local_address(socket)
+            .map(|local| local.ip())
+            .filter(|ip| !ip.is_unspecified());
+        for mut datagram in batch.drain(..) {
+            let count = datagram.count();
+            let local = datagram.local.or(bound);
+            let admitted = self.guard.admit(ctx.now(), datagram.peer, local, count);
+            if admitted == 0 {
+                continue;
+            }
+            if admitted < count {
+                datagram
+                    .data
+                    .truncate(admitted * usize::from(datagram.stride));
+            }
+            let Datagram {
+                peer,
+                local,
+                stride,
+                data,
+                ..
+            } = datagram;
             let transmit = Transmit {
                 peer: Some(peer),
                 source: local,
