@@ -570,6 +570,7 @@ impl Uring {
                 libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
                 libc::ENOBUFS => {
                     tables.metrics.shard.buffers_exhausted.add(1);
+                    self.streams.exhausted();
                     self.starved
                         .push_back(Starved::Stream(index, id.generation));
                     self.release_if_done(tables, index);
@@ -968,6 +969,7 @@ impl Uring {
                 libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
                 libc::ENOBUFS => {
                     tables.metrics.shard.buffers_exhausted.add(1);
+                    buffers.exhausted();
                     self.starved
                         .push_back(Starved::Socket(index, id.generation));
                     self.release_socket_if_done(tables, index);
