@@ -297,6 +297,8 @@ pub(crate) struct Uring {
     /// Kept open so that the port has a visible holder.
     bound: Vec<OwnedFd>,
     again: Vec<u32>,
+    /// Someone waits to hear how a send of this turn ended: do not sleep on it.
+    outcome_awaited: bool,
 }
 
 enum Starved {
@@ -378,6 +380,7 @@ impl Uring {
             directory: Arc::clone(&settings.directory),
             bound: Vec::new(),
             again: Vec::new(),
+            outcome_awaited: false,
         })
     }
 
@@ -661,6 +664,10 @@ impl Uring {
                 bytes,
             )
         };
+        // A send that succeeds gives no completion, which would end the wait.
+        let rest = bytes < queue.bytes;
+        let closing = stream.state == State::Draining || stream.finishing;
+        self.outcome_awaited |= queue.was_full || rest || closing;
         let entry = entry
             .flags(slot_flags(stream.driver) | squeue::Flags::SKIP_SUCCESS)
             .user_data(tag(Op::Send, generation, index));
@@ -1070,6 +1077,7 @@ impl Uring {
                 memory.header.msg_namelen = 0;
             }
         }
+        self.outcome_awaited |= socket.was_full;
         let segmented = count > 1;
         memory.control.set(
             segmented.then_some(transmit.stride),
@@ -1564,6 +1572,11 @@ impl Driver for Uring {
         self.replenish(tables);
         self.flush_sockets(tables);
         self.flush_streams(tables);
+        let wait = if std::mem::take(&mut self.outcome_awaited) {
+            Wait::Poll
+        } else {
+            wait
+        };
         let now = if matches!(wait, Wait::Until(_)) {
             monotonic_now()
         } else {
