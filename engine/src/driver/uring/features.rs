@@ -173,7 +173,14 @@ fn sysctl() -> String {
 /// Why io_uring cannot be used.
 pub(super) fn find() -> Result<Features, Unavailable> {
     static FOUND: OnceLock<Result<Features, Unavailable>> = OnceLock::new();
-    FOUND.get_or_init(try_all).clone()
+    // On a thread of its own: taking a ring down interrupts (EINTR) whatever the thread that used
+    // it is waiting for next, and our caller's sockets are none of our business.
+    FOUND
+        .get_or_init(|| match std::thread::spawn(try_all).join() {
+            Ok(found) => found,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+        .clone()
 }
 
 fn try_all() -> Result<Features, Unavailable> {
