@@ -1010,6 +1010,7 @@ impl Uring {
             if !socket.open || socket.blocked {
                 continue;
             }
+            self.outcome_awaited |= socket.was_full;
             while let Some(transmit) = tables.sockets.at(index).queue.pop_front() {
                 self.try_transmit(tables, index, transmit);
             }
@@ -1572,6 +1573,9 @@ impl Driver for Uring {
         self.replenish(tables);
         self.flush_sockets(tables);
         self.flush_streams(tables);
+        // Receives that wait for a buffer may get one that is being sent from.
+        let sending = !self.tried.is_empty() || !self.tried_messages.is_empty();
+        self.outcome_awaited |= sending && !self.starved.is_empty();
         let wait = if std::mem::take(&mut self.outcome_awaited) {
             Wait::Poll
         } else {
