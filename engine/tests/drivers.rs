@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use ringmill_engine::uring::{self, Feature};
 use ringmill_engine::{
     Address, Buffer, Builder, CONTROL, Closed, Connect, Context, Controller, Datagram,
-    DriverChoice, Engine, Limits, ListenerId, Open, Payload, Protocol, Service, ServiceSnapshot,
-    ShardId, SocketId, StartError, StreamId, Transmit,
+    DriverChoice, Engine, Limits, ListenerId, Notice, Open, Payload, Protocol, Service,
+    ServiceSnapshot, ShardId, SocketId, StartError, StreamId, Transmit,
 };
 
 /// Nothing here takes long; a test that waits for so long hangs.
@@ -67,6 +67,8 @@ on_each_driver! {
     messages_cross_shards,
     a_port_in_use_is_an_error_with_its_holder,
     a_stale_unix_socket_is_replaced,
+    no_descriptor_is_leaked,
+    accepting_pauses_while_files_are_short,
 }
 
 // ---- the driver, and refused features --------------------------------------------------------
@@ -883,7 +885,7 @@ fn the_end_waits_for_a_paused_stream(setting: &Setting) {
 
 fn kept_buffers_do_not_stop_the_others(setting: &Setting) {
     if setting.driver == DriverChoice::Uring {
-        // There a receive waits until a buffer comes back: bounded memory instead of copies.
+        println!("skipped: there a receive waits until a buffer comes back");
         return;
     }
     let limits = Limits {
@@ -1288,4 +1290,120 @@ fn a_stale_unix_socket_is_replaced(setting: &Setting) {
     drop(client);
     stop(engine);
     let _ = std::fs::remove_file(path);
+}
+
+// ---- what needs a process of its own ---------------------------------------------------------
+
+/// Names the driver on which [`the_case_of_a_child`] runs its case.
+const CHILD_DRIVER: &str = "RINGMILL_TEST_DRIVER";
+/// Names that case.
+const CHILD_CASE: &str = "RINGMILL_TEST_CASE";
+
+/// Runs a case in a child process: its open files and limits are then its own.
+fn in_a_child(setting: &Setting, case: &str) {
+    let output = std::process::Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "--ignored", "--nocapture", "the_case_of_a_child"])
+        .env(CHILD_CASE, case)
+        .env(CHILD_DRIVER, format!("{:?}", setting.driver))
+        .output()
+        .unwrap();
+    let said = String::from_utf8_lossy(&output.stdout);
+    let failed = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{said}{failed}");
+    assert!(said.contains("1 passed"), "the child ran its case: {said}");
+}
+
+#[test]
+#[ignore = "run by other tests, in a process of its own"]
+fn the_case_of_a_child() {
+    let Ok(case) = std::env::var(CHILD_CASE) else {
+        println!("skipped: no case is named by {CHILD_CASE}");
+        return;
+    };
+    let driver = match std::env::var(CHILD_DRIVER).as_deref() {
+        Ok("Uring") => DriverChoice::Uring,
+        _ => DriverChoice::Epoll,
+    };
+    let setting = Setting::of(driver);
+    match case.as_str() {
+        "descriptors" => count_descriptors(&setting),
+        "few files" => run_out_of_files(&setting),
+        other => panic!("there is no case '{other}'"),
+    }
+}
+
+fn open_files() -> usize {
+    std::fs::read_dir("/proc/self/fd").unwrap().count()
+}
+
+fn no_descriptor_is_leaked(setting: &Setting) {
+    in_a_child(setting, "descriptors");
+}
+
+fn count_descriptors(setting: &Setting) {
+    let mut before = None;
+    for _ in 0..3 {
+        streams_are_echoed(setting);
+        a_connect_carries_bytes_both_ways(setting);
+        a_refused_connect_is_reported(setting);
+        a_refused_datagram_is_reported(setting);
+        past_the_connection_limit_is_refused(setting);
+        a_second_stop_ends_at_once(setting);
+        datagrams_are_echoed(setting);
+        // The first round opens what stays open, such as the random source.
+        let now = open_files();
+        assert_eq!(*before.get_or_insert(now), now);
+    }
+}
+
+fn accepting_pauses_while_files_are_short(setting: &Setting) {
+    if setting.driver == DriverChoice::Uring {
+        println!("skipped: what a ring accepts is no file of the process");
+        return;
+    }
+    in_a_child(setting, "few files");
+}
+
+fn run_out_of_files(setting: &Setting) {
+    let limit = libc::rlimit {
+        rlim_cur: 100,
+        rlim_max: 100,
+    };
+    // SAFETY: setrlimit reads the struct that it is given.
+    assert_eq!(
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
+        0
+    );
+    let engine = echo(
+        setting,
+        Limits::default(),
+        echo_service().listen(any_port(false)),
+        1,
+    );
+    let spare = std::fs::File::open("/dev/null").unwrap();
+    let mut clients = Vec::new();
+    while let Ok(client) = TcpStream::connect(ip_of(&engine, 0)) {
+        clients.push(client);
+    }
+    // The very last file: nothing is left for the other end.
+    drop(spare);
+    let mut last = TcpStream::connect(ip_of(&engine, 0)).unwrap();
+    until("accepting has failed", || {
+        engine.shard_totals().accept_pauses > 0
+    });
+    match engine.take_notice() {
+        Some(Notice::AcceptFailed {
+            errno: libc::EMFILE,
+            ..
+        }) => {}
+        other => panic!("{other:?}"),
+    }
+    clients.truncate(10);
+    last.set_read_timeout(Some(HANG)).unwrap();
+    last.write_all(b"still there?").unwrap();
+    let mut got = [0; 12];
+    last.read_exact(&mut got).unwrap();
+    assert_eq!(&got, b"still there?");
+    drop((clients, last));
+    stop(engine);
 }
