@@ -70,7 +70,7 @@ pub enum StartError {
 
 /// One endpoint of a service.
 #[derive(Debug, Clone, PartialEq, Eq)]
-enum Endpoint {
+pub(crate) enum Endpoint {
     Stream { address: Address, wants_peer: bool },
     Datagram(SocketAddr),
 }
@@ -134,6 +134,12 @@ impl<P: Protocol> Service<P> {
     pub fn controller(&self) -> Controller<P::Message> {
         Controller(Arc::clone(&self.control))
     }
+
+    /// The service without its type, as an engine keeps it.
+    pub(crate) fn erased(mut self) -> Box<dyn AnyService> {
+        let make = std::mem::replace(&mut self.make, Box::new(|_| unreachable!("moved")));
+        Box::new(Typed { service: self, make: Arc::from(make) })
+    }
 }
 
 /// Posts messages from outside the shards.
@@ -159,7 +165,7 @@ impl<M> Controller<M> {
 }
 
 /// A service without its type.
-trait AnyService: Send {
+pub(crate) trait AnyService: Send {
     fn name(&self) -> &str;
     fn endpoints(&self) -> &[Endpoint];
     fn guests(
@@ -292,12 +298,8 @@ impl Builder {
 
     /// Adds a service.
     #[must_use]
-    pub fn service<P: Protocol>(mut self, mut service: Service<P>) -> Self {
-        let make = std::mem::replace(&mut service.make, Box::new(|_| unreachable!("moved")));
-        self.services.push(Box::new(Typed {
-            service,
-            make: Arc::from(make),
-        }));
+    pub fn service<P: Protocol>(mut self, service: Service<P>) -> Self {
+        self.services.push(service.erased());
         self
     }
 
