@@ -599,10 +599,6 @@ impl Network {
 
     fn syn(&mut self, id: ConnectionId) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
-        if connection.ends[CLIENT].closed {
-            self.forget(id);
-            return;
-        }
         let client_host = connection.ends[CLIENT].host;
         let to = connection.to.clone();
         let host = match &to {
@@ -668,12 +664,6 @@ impl Network {
     fn answer(&mut self, id: ConnectionId, outcome: Result<(), i32>) {
         let Some(connection) = self.connections.get_mut(&id) else { return };
         let end = &mut connection.ends[CLIENT];
-        if end.closed {
-            if outcome.is_err() {
-                self.forget(id);
-            }
-            return;
-        }
         if end.error.is_none() && end.connecting {
             end.outcome = Some(outcome);
             self.mark_ready(id, CLIENT);
@@ -882,14 +872,12 @@ impl Network {
         let connecting = std::mem::take(&mut end.connecting);
         end.closed = true;
         let unread = !connection.pipes[1 - at].received.is_empty();
+        if !connection.established {
+            // The server knows nothing of it; what is under way finds nobody.
+            return self.forget(id);
+        }
         if connecting {
-            // The server may have the connection already, accepted or not.
-            let failed = matches!(connection.ends[CLIENT].outcome, Some(Err(_)));
-            if connection.established {
-                self.send_reset(id, at);
-            } else if failed {
-                return self.forget(id);
-            }
+            self.send_reset(id, at);
         } else if reset || unread {
             connection.pipes[at].unsent.clear();
             self.send_reset(id, at);
