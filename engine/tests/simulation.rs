@@ -2,7 +2,6 @@
 //!
 //! `RINGMILL_SEEDS=N` runs more seeds, `RINGMILL_SEED=S` replays one.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -171,7 +170,7 @@ struct Talk {
     total: u64,
     sent: u64,
     back: u64,
-    /// A message that was refused as full, with where it begins.
+    /// FIN has been asked for.
     finished: bool,
     ended: bool,
     told: bool,
@@ -190,7 +189,6 @@ struct Checker {
     plan: Plan,
     report: Arc<Mutex<Report>>,
     dice: Dice,
-    talks: VecDeque<(u64, Option<Talk>)>,
     by_stream: Vec<Option<Talk>>,
     flows: Vec<Flow>,
     retries: Vec<u64>,
@@ -210,7 +208,6 @@ impl Checker {
             plan,
             report,
             dice,
-            talks: VecDeque::new(),
             by_stream: Vec::new(),
             flows: Vec::new(),
         }
@@ -654,4 +651,246 @@ fn every_byte_comes_back_on_every_network() {
         }
         assert!(sum.streams_whole > 1000 && sum.datagrams_twice > 0 && sum.datagrams_late > 0, "{sum:?}");
     }
+}
+
+#[test]
+fn a_clean_network_keeps_everything_in_order() {
+    let sizes = Sizes { streams: 30, flows: 4, strict: true, moody: false, ..Sizes::default() };
+    let mut run = Run::new(1, WorldConfig::default(), sizes);
+    run.finish();
+    let report = run.report();
+    assert_eq!((report.streams_whole, report.streams_reset), (30, 0), "{report:?}");
+    assert_eq!(report.datagrams_back, report.datagrams_sent);
+    assert_eq!((report.greetings_posted, report.greetings_heard), (30, 30));
+    assert_eq!(report.peers_known, 30);
+    assert!(run.world.path().coalesced > 0, "some receives held several datagrams");
+    assert!(run.world.faults().list().iter().all(|(_, count)| *count == 0), "no fault without a knob");
+    let (server, clients) = (run.world.service_totals(run.server, 0), run.world.service_totals(run.clients, 0));
+    assert_eq!((server.accepted, clients.connected, server.failed + clients.failed), (30, 30, 0));
+    assert_eq!((server.received_bytes, server.sent_bytes), (clients.sent_bytes, clients.received_bytes));
+    run.stop();
+}
+
+#[test]
+fn every_fault_is_injected_and_survived() {
+    for (fault, probability) in [
+        ("receive_buffers_exhausted", 0.2),
+        ("completion_overflow", 0.2),
+        ("receive_ended", 0.5),
+        ("short_send", 0.7),
+        ("datagram_send_blocked", 0.3),
+        ("segmentation_refused", 1.0),
+        ("spurious_wake", 0.5),
+        ("early_timer_wake", 0.5),
+        ("late_message_wake", 0.5),
+        ("accept_failed", 0.3),
+        ("connect_failed", 0.2),
+        ("open_failed", 0.5),
+        ("fill_exhausted", 0.5),
+        ("connection_refused", 0.4),
+        ("connection_lost", 0.3),
+        ("connection_reset", 1.0),
+        ("datagram_refused", 0.1),
+    ] {
+        for seed in seeds(5) {
+            let mut config = WorldConfig::default();
+            assert!(config.faults.set(fault, probability), "{fault} is a fault");
+            let sizes = Sizes { streams: 20, flows: 3, moody: fault == "connection_reset", ..Sizes::default() };
+            let mut run = Run::new(seed, config, sizes);
+            run.finish();
+            let (report, injected) = (run.report(), run.world.faults());
+            for (name, count) in injected.list() {
+                assert_eq!(count > 0, name == fault, "{fault}, seed {seed}: {name} was injected {count} times");
+            }
+            let harmless = !fault.starts_with("connection_");
+            let whole = report.streams_whole == 20 && report.streams_reset == 0;
+            assert_eq!(whole, harmless, "{fault}, seed {seed}: {report:?}");
+            assert_eq!(report.datagrams_back, report.datagrams_sent, "{fault}, seed {seed}");
+            let server = run.world.shard_totals(run.server);
+            match fault {
+                "accept_failed" => {
+                    assert!(server.accept_pauses > 0);
+                    assert!(run.world.take_notice(run.server).is_some(), "the operator hears of it");
+                }
+                "datagram_refused" => assert!(report.refusals_heard > 0),
+                "open_failed" => assert!(report.opens_failed > 0),
+                "fill_exhausted" => assert!(report.fills_refused > 0),
+                "completion_overflow" => assert!(server.completion_overflows > 0),
+                "receive_buffers_exhausted" => assert!(server.buffers_exhausted > 0),
+                _ => {}
+            }
+            run.stop();
+        }
+    }
+}
+
+#[test]
+fn every_impairment_of_a_path_does_what_it_says() {
+    type Seen = fn(&Run) -> u64;
+    let cases: [(&str, Impairment, Seen); 7] = [
+        (
+            "loss",
+            Impairment { loss: Loss::Uniform { probability: 0.2 }, ..Impairment::default() },
+            |run| run.world.path().lost,
+        ),
+        (
+            "duplication",
+            Impairment { duplication: 0.2, ..Impairment::default() },
+            |run| run.report().datagrams_twice,
+        ),
+        (
+            "reordering",
+            Impairment {
+                reordering: Reordering { probability: 0.2, gap: 2, hold_us_max: 1000 },
+                ..Impairment::default()
+            },
+            |run| run.report().datagrams_late,
+        ),
+        (
+            "jitter",
+            Impairment { delay_us: 5000, jitter_us: 5000, ..Impairment::default() },
+            |run| run.report().datagrams_late,
+        ),
+        (
+            "corruption, dropped by the checksum",
+            Impairment { corruption: Corruption { probability: 0.2, bits: 3 }, ..Impairment::default() },
+            |run| run.world.path().corrupted,
+        ),
+        (
+            "a bottleneck",
+            Impairment {
+                rate: Some(Rate { bits_per_second: 200_000, queue_bytes_max: 3000 }),
+                ..Impairment::default()
+            },
+            |run| run.world.path().queue_full,
+        ),
+        (
+            "a small MTU",
+            Impairment { datagram_bytes_max: Some(500), ..Impairment::default() },
+            |run| run.world.path().too_long,
+        ),
+    ];
+    for (name, forward, seen) in cases {
+        let config = WorldConfig { forward, ..WorldConfig::default() };
+        let mut run = Run::new(5, config, Sizes { streams: 0, flows: 4, ..Sizes::default() });
+        run.finish();
+        assert!(seen(&run) > 0, "{name}: {:?}", run.world.path());
+        run.stop();
+    }
+}
+
+#[test]
+fn a_full_socket_drops() {
+    let config = WorldConfig {
+        socket_buffer_bytes: 3000,
+        wake_time: 5 * MILLI..20 * MILLI,
+        ..WorldConfig::default()
+    };
+    let mut run = Run::new(6, config, Sizes { streams: 0, flows: 4, ..Sizes::default() });
+    run.finish();
+    assert!(run.world.path().socket_full > 0);
+    run.stop();
+}
+
+#[test]
+fn streams_survive_a_partition_and_loss() {
+    for seed in seeds(10) {
+        let config = WorldConfig {
+            streams: StreamConfig { segment_loss: 0.2, ..StreamConfig::default() },
+            partitions: vec![Partition { from: 50 * MILLI, until: 2 * SECOND }],
+            ..WorldConfig::default()
+        };
+        let mut run = Run::new(seed, config, Sizes { streams: 10, flows: 2, datagrams: 500, ..Sizes::default() });
+        run.finish();
+        assert_eq!(run.report().streams_whole, 10);
+        assert!(run.world.now() > 2 * SECOND);
+        assert!(run.world.path().blackout > 0 && run.world.path().retransmitted > 0);
+        run.stop();
+    }
+}
+
+#[test]
+fn a_full_shard_hands_on() {
+    let config = WorldConfig { streams_per_shard_max: 4, ..WorldConfig::default() };
+    let sizes = Sizes { server_shards: 3, streams: 30, bytes_max: 100_000, flows: 0, moody: true, ..Sizes::default() };
+    let mut run = Run::new(7, config, sizes);
+    run.finish();
+    assert!(run.world.shard_totals(run.server).handed_on > 0);
+    run.stop();
+}
+
+#[test]
+fn the_same_seed_gives_the_same_run() {
+    let mut traces = Vec::new();
+    for seed in seeds(40) {
+        let (first, second) = (mixed(seed, false), mixed(seed, false));
+        assert_eq!(first.world.trace_hash(), second.world.trace_hash(), "seed {seed}");
+        assert_eq!(first.world.now(), second.world.now());
+        assert_eq!(first.world.faults(), second.world.faults());
+        assert_eq!(first.world.path(), second.world.path());
+        traces.push(first.world.trace_hash());
+    }
+    let runs = traces.len();
+    traces.sort_unstable();
+    traces.dedup();
+    assert_eq!(traces.len(), runs, "other seeds give other runs");
+}
+
+#[test]
+fn a_broken_echo_is_caught() {
+    let broken = || {
+        let mut run = Run::new(8, WorldConfig::default(), Sizes { broken: true, flows: 0, ..Sizes::default() });
+        run.finish();
+    };
+    let caught = std::panic::catch_unwind(broken).expect_err("the check must fail");
+    let message = caught.downcast_ref::<String>().expect("a message");
+    assert!(message.contains("came back wrong"), "{message}");
+}
+
+#[test]
+fn a_world_that_stands_still_says_so() {
+    let mut run = Run::new(9, WorldConfig::default(), Sizes::default());
+    let stuck = run.world.run_until(|_| false, 100 * MILLI).expect_err("nothing can make it true");
+    assert_eq!((stuck.seed, stuck.now_ms), (9, 100));
+    assert!(stuck.to_string().contains("RINGMILL_SEED=9"), "{stuck}");
+    run.stop();
+}
+
+#[test]
+fn a_graceful_stop_under_load_fails_nobody() {
+    for seed in seeds(200) {
+        let mut config = WorldConfig::default();
+        config.faults = Faults { short_send: 0.3, spurious_wake: 0.2, receive_ended: 0.2, ..Faults::default() };
+        let mut run = Run::new(seed, config, Sizes { streams: 20, flows: 2, ..Sizes::default() });
+        run.world.run_for(Duration::from_nanos(20 * MILLI + mix(seed) % (100 * MILLI)));
+        run.report.lock().unwrap().stopping = true;
+        run.world.stop(run.server);
+        let server = run.server;
+        run.world.run_until(|world| world.has_ended(server), 4 * SECOND).unwrap_or_else(|stuck| panic!("{stuck}"));
+        let totals = run.world.service_totals(run.server, 0);
+        assert_eq!(totals.failed, 0, "seed {seed}: the server's streams end, none fails");
+        run.stop();
+    }
+}
+
+#[test]
+fn a_killed_server_comes_back() {
+    let mut run = Run::new(11, WorldConfig::default(), Sizes { streams: 10, bytes_max: 200_000, flows: 0, ..Sizes::default() });
+    run.world.run_for(Duration::from_millis(60));
+    run.report.lock().unwrap().stopping = true;
+    run.world.kill(run.server);
+    run.finish();
+    let before = run.report();
+    assert!(before.streams_whole < 10, "{before:?}");
+    let heard = Arc::clone(&run.report);
+    let echo = Service::new("echo", move |_| Echo { waiting: Vec::new(), broken: false, report: Arc::clone(&heard) })
+        .listen("10.0.0.1:7".parse::<SocketAddr>().unwrap());
+    run.world.engine(EngineSpec::new(1).host("10.0.0.1").service(echo)).unwrap();
+    let (told, planned) = (Arc::clone(&run.report), run.plan.clone());
+    let checker = Service::new("checker", move |shard| Checker::new(planned.clone(), shard, Arc::clone(&told)));
+    run.world.engine(EngineSpec::new(1).host("10.0.0.3").service(checker)).unwrap();
+    let report = Arc::clone(&run.report);
+    run.world.run_until(|_| report.lock().unwrap().streams_over == 20, RUN_MAX).unwrap();
+    assert_eq!(run.report().streams_whole, before.streams_whole + 10);
+    run.stop();
 }
