@@ -126,7 +126,8 @@ impl<M: Send + 'static> Context<'_, M> {
         self.core.resume(stream);
     }
 
-    /// Sends what is queued, then FIN, and keeps reading until the peer ends too.
+    /// Sends what is queued, then FIN, and keeps reading until the peer ends too. A send after
+    /// this is answered [`Sent::Closed`].
     pub fn finish(&mut self, stream: StreamId) {
         self.core.finish(stream);
     }
