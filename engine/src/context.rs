@@ -161,14 +161,15 @@ impl<M: Send + 'static> Context<'_, M> {
 
     // ---- datagrams -----------------------------------------------------------------------
 
-    /// Opens a datagram socket.
+    /// Opens a datagram socket. Refused (ESHUTDOWN) once a stop has begun.
     ///
     /// # Errors
     /// The error of the system call that failed.
     pub fn open(&mut self, open: &Open) -> io::Result<SocketId> {
-        self.core
-            .driver
-            .open_socket(&mut self.core.tables, self.service, open)
+        if self.core.stop_begun() {
+            return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
+        }
+        self.core.driver.open_socket(&mut self.core.tables, self.service, open)
     }
 
     /// The datagram sockets that the engine bound for this service on this shard, as
