@@ -598,16 +598,24 @@ impl Shard {
             } => self.accepted(listener, stream, peer),
             Event::AcceptFailed { listener, errno } => self.accept_failed(listener, errno),
             Event::Connected { stream: id } => {
-                let Some(stream) = core.tables.streams.get(id) else {
-                    return;
-                };
-                stream.announced = true;
-                stream.active = core.tables.active;
+                let Some(stream) = core.tables.streams.get(id) else { return };
+                let state = stream.state;
                 let service = usize::from(stream.service);
                 let counters = &core.tables.metrics.services[service];
+                if state == State::Closing {
+                    // Its protocol closed it after the driver had seen it open, but before it
+                    // was told: it still hears once that it is gone.
+                    counters.connect_failed.add(1);
+                    core.closing.push((id, service as ServiceId, Closed::Normally));
+                    return;
+                }
+                stream.announced = true;
+                stream.active = core.tables.active;
                 counters.connected.add(1);
                 counters.open.add(1);
-                self.services[service].connected(core, id);
+                if state == State::Open {
+                    self.services[service].connected(core, id);
+                }
             }
             Event::Ended { stream: id } => {
                 let Some(stream) = core.tables.streams.get(id) else {
