@@ -469,7 +469,8 @@ impl Shard {
                     break;
                 };
                 let service = usize::from(stream.service);
-                if stream.paused || !stream.holding {
+                // Closed meanwhile, with something left to send: nothing more is received.
+                if stream.state != State::Open || stream.paused || !stream.holding {
                     break;
                 }
                 let Some(held) = core.held.get_mut(&id.index) else {
