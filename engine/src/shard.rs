@@ -844,6 +844,9 @@ impl Shard {
             }
         }
         if self.core.stop != Stop::Run {
+            if self.core.tables.sockets.live() > 0 {
+                self.close_sockets(false);
+            }
             let idle = self.core.tables.streams.live() == 0 && self.core.tables.sockets.live() == 0;
             if idle && !self.ended {
                 self.ended = true;
@@ -880,18 +883,24 @@ impl Shard {
                 _ => {}
             }
         }
-        // Datagram sockets have nothing to wait for but their own queues.
-        for index in 0..core.tables.sockets.len() {
-            let id = core.tables.sockets.id(index);
-            if core.tables.sockets.get(id).is_some() {
-                core.driver.close_socket(&mut core.tables, index);
-            }
-        }
+        self.close_sockets(false);
         self.tell_closed();
         self.work_left = true;
     }
 
+    /// Closes the datagram sockets that have nothing left to send, or all.
+    fn close_sockets(&mut self, all: bool) {
+        let core = &mut self.core;
+        for index in 0..core.tables.sockets.len() {
+            let id = core.tables.sockets.id(index);
+            if core.tables.sockets.get(id).is_some_and(|socket| all || socket.queue.is_empty()) {
+                core.driver.close_socket(&mut core.tables, index);
+            }
+        }
+    }
+
     fn close_everything(&mut self) {
+        self.close_sockets(true);
         let core = &mut self.core;
         let streams: Vec<u32> = core
             .tables
