@@ -11,6 +11,9 @@ use crate::stream::State;
 use crate::timer::TimerId;
 use crate::{BufferMut, Closed, Limits, Nanos, Payload, Transmit};
 
+/// Sends that may wait on one datagram socket, whatever their length: empty datagrams have none.
+const SOCKET_QUEUE_SENDS_MAX: usize = 65_536;
+
 /// A shard as one of its protocols sees it, for the length of one call.
 pub struct Context<'a, M> {
     pub(crate) core: &'a mut Core,
@@ -169,7 +172,9 @@ impl<M: Send + 'static> Context<'_, M> {
         if self.core.stop_begun() {
             return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
         }
-        self.core.driver.open_socket(&mut self.core.tables, self.service, open)
+        self.core
+            .driver
+            .open_socket(&mut self.core.tables, self.service, open)
     }
 
     /// The datagram sockets that the engine bound for this service on this shard, as
@@ -208,7 +213,8 @@ impl<M: Send + 'static> Context<'_, M> {
         };
         let limits = &tables.limits;
         let full = entry.queue_bytes > 0 && entry.queue_bytes + len > limits.socket_queue_bytes_max
-            || queued_bytes + len > limits.shard_queue_bytes_max;
+            || queued_bytes + len > limits.shard_queue_bytes_max
+            || entry.queue.len() >= SOCKET_QUEUE_SENDS_MAX;
         if full {
             entry.was_full = true;
             tables.metrics.services[usize::from(self.service)]

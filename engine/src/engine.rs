@@ -12,7 +12,8 @@ use std::thread::JoinHandle;
 
 use crate::control::{ControlState, Notice, Stop};
 use crate::driver::{
-    Address, BoundDatagramSocket, BoundListener, BoundSocket, Driver, DriverKind, Open, epoll, uring,
+    Address, BoundDatagramSocket, BoundListener, BoundSocket, Driver, DriverKind, Open, epoll,
+    uring,
 };
 use crate::holder;
 use crate::ids::{ListenerId, ServiceId, ShardId};
@@ -138,7 +139,10 @@ impl<P: Protocol> Service<P> {
     /// The service without its type, as an engine keeps it.
     pub(crate) fn erased(mut self) -> Box<dyn AnyService> {
         let make = std::mem::replace(&mut self.make, Box::new(|_| unreachable!("moved")));
-        Box::new(Typed { service: self, make: Arc::from(make) })
+        Box::new(Typed {
+            service: self,
+            make: Arc::from(make),
+        })
     }
 }
 

@@ -599,7 +599,9 @@ impl Shard {
             } => self.accepted(listener, stream, peer),
             Event::AcceptFailed { listener, errno } => self.accept_failed(listener, errno),
             Event::Connected { stream: id } => {
-                let Some(stream) = core.tables.streams.get(id) else { return };
+                let Some(stream) = core.tables.streams.get(id) else {
+                    return;
+                };
                 let state = stream.state;
                 let service = usize::from(stream.service);
                 let counters = &core.tables.metrics.services[service];
@@ -607,7 +609,8 @@ impl Shard {
                     // Its protocol closed it after the driver had seen it open, but before it
                     // was told: it still hears once that it is gone.
                     counters.connect_failed.add(1);
-                    core.closing.push((id, service as ServiceId, Closed::Normally));
+                    core.closing
+                        .push((id, service as ServiceId, Closed::Normally));
                     return;
                 }
                 stream.announced = true;
@@ -893,7 +896,12 @@ impl Shard {
         let core = &mut self.core;
         for index in 0..core.tables.sockets.len() {
             let id = core.tables.sockets.id(index);
-            if core.tables.sockets.get(id).is_some_and(|socket| all || socket.queue.is_empty()) {
+            if core
+                .tables
+                .sockets
+                .get(id)
+                .is_some_and(|socket| all || socket.queue.is_empty())
+            {
                 core.driver.close_socket(&mut core.tables, index);
             }
         }

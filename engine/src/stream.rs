@@ -10,6 +10,10 @@ use crate::{Limits, Nanos, Payload};
 
 /// Empty send queues kept for reuse, so that a send does not allocate.
 const SPARE_QUEUES_MAX: usize = 4096;
+/// A piece of at most this many bytes is merged with its neighbour behind a slow peer's send.
+const MERGE_LEN_MAX: usize = 4096;
+/// Merged pieces grow no larger than this.
+const MERGED_LEN_MAX: usize = 64 << 10;
 /// Entries are allocated in blocks, so growing never doubles memory.
 const BLOCK: usize = 1024;
 /// Activity is kept in ticks of this many nanoseconds since the table was made (wraps after 13
@@ -64,13 +68,31 @@ impl SendQueue {
         }
     }
 
-    /// Copies out what is pinned in receive buffers, because the peer is slow.
+    /// Copies out what is pinned in receive buffers, because the peer is slow; neighbours become
+    /// one piece, so that many tiny ones cost no more memory than their bytes.
     pub(crate) fn unpin(&mut self) {
-        for chunk in &mut self.chunks {
-            if matches!(chunk, Payload::Buffer(_)) {
-                let taken = std::mem::replace(chunk, Payload::Static(&[]));
-                *chunk = taken.unpinned();
+        let chunks = std::mem::take(&mut self.chunks);
+        for chunk in chunks {
+            self.append_unpinned(chunk, 0);
+        }
+    }
+
+    /// Appends a piece behind a slow peer's; the first `held` pieces must stay as they are,
+    /// because the kernel reads them.
+    fn append_unpinned(&mut self, chunk: Payload, held: usize) {
+        let small = matches!(chunk, Payload::Buffer(_)) || chunk.len() <= MERGE_LEN_MAX;
+        if !small || matches!(chunk, Payload::Shared { .. } | Payload::Static(_)) {
+            self.chunks.push_back(chunk);
+            return;
+        }
+        let mergeable = self.chunks.len() > held;
+        match self.chunks.back_mut() {
+            Some(Payload::Owned { bytes, .. })
+                if mergeable && bytes.len() + chunk.len() <= MERGED_LEN_MAX =>
+            {
+                bytes.extend_from_slice(chunk.bytes());
             }
+            _ => self.chunks.push_back(chunk.unpinned()),
         }
     }
 
@@ -255,9 +277,13 @@ impl Streams {
             return false;
         }
         // Behind a send that waits for a slow peer nothing may pin a receive buffer.
-        let payload = if queue.in_flight { payload.unpinned() } else { payload };
         queue.bytes += len;
-        queue.chunks.push_back(payload);
+        if queue.in_flight {
+            // Behind a send that waits for a slow peer nothing may pin a receive buffer.
+            queue.append_unpinned(payload, 1);
+        } else {
+            queue.chunks.push_back(payload);
+        }
         self.queued_bytes += len;
         if !stream.dirty && !queue.in_flight {
             stream.dirty = true;

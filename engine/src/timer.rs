@@ -441,7 +441,7 @@ mod tests {
                 wheel.insert(deadline, 7);
                 assert_eq!(wheel.next_deadline(), Some(deadline), "{case}");
                 if delay > 0 {
-                    assert_eq!(fired(&mut wheel, deadline - 1), [], "{case}");
+                    assert!(fired(&mut wheel, deadline - 1).is_empty(), "{case}");
                     assert_eq!(wheel.next_deadline(), Some(deadline), "{case}");
                 }
                 assert_eq!(fired(&mut wheel, deadline), [7], "{case}");
@@ -468,7 +468,7 @@ mod tests {
     fn a_clock_that_steps_back_fires_nothing_early() {
         let mut wheel = TimerWheel::new(100 * TICK);
         wheel.insert(50 * TICK, 1);
-        assert_eq!(fired(&mut wheel, 49 * TICK), []);
+        assert!(fired(&mut wheel, 49 * TICK).is_empty());
         assert_eq!(fired(&mut wheel, 50 * TICK), [1]);
     }
 

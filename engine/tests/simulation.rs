@@ -11,8 +11,8 @@ use ringmill_engine::driver::sim::{
 };
 use ringmill_engine::impairment::{Corruption, Impairment, Loss, Rate, Reordering, mix};
 use ringmill_engine::{
-    Buffer, Closed, Connect, Context, Datagram, Limits, ListenerId, Nanos, Open, Payload, Protocol, Service,
-    SocketId, StreamId, Transmit,
+    Buffer, Closed, Connect, Context, Datagram, Limits, ListenerId, Nanos, Open, Payload, Protocol,
+    Service, SocketId, StreamId, Transmit,
 };
 
 const MILLI: Nanos = 1_000_000;
@@ -80,7 +80,13 @@ impl Echo {
 impl Protocol for Echo {
     type Message = u64;
 
-    fn accepted(&mut self, ctx: &mut Context<'_, u64>, _: StreamId, _: ListenerId, peer: Option<SocketAddr>) {
+    fn accepted(
+        &mut self,
+        ctx: &mut Context<'_, u64>,
+        _: StreamId,
+        _: ListenerId,
+        peer: Option<SocketAddr>,
+    ) {
         let next = (ctx.shard() + 1) % ctx.shards();
         let mut report = self.report.lock().unwrap();
         report.peers_known += u64::from(peer.is_some());
@@ -102,8 +108,12 @@ impl Protocol for Echo {
     }
 
     fn drained(&mut self, ctx: &mut Context<'_, u64>, stream: StreamId) {
-        let Some(waiting) = self.waiting.get_mut(stream.index()) else { return };
-        let Some((data, ended)) = waiting.take() else { return };
+        let Some(waiting) = self.waiting.get_mut(stream.index()) else {
+            return;
+        };
+        let Some((data, ended)) = waiting.take() else {
+            return;
+        };
         self.echo(ctx, stream, data);
         match &mut self.waiting[stream.index()] {
             Some((_, still)) => *still = ended,
@@ -125,9 +135,27 @@ impl Protocol for Echo {
         }
     }
 
-    fn datagrams(&mut self, ctx: &mut Context<'_, u64>, socket: SocketId, batch: &mut Vec<Datagram>) {
-        for Datagram { peer, local, ecn, stride, data } in batch.drain(..) {
-            let transmit = Transmit { peer: Some(peer), source: local, ecn, stride, data: data.into() };
+    fn datagrams(
+        &mut self,
+        ctx: &mut Context<'_, u64>,
+        socket: SocketId,
+        batch: &mut Vec<Datagram>,
+    ) {
+        for Datagram {
+            peer,
+            local,
+            ecn,
+            stride,
+            data,
+        } in batch.drain(..)
+        {
+            let transmit = Transmit {
+                peer: Some(peer),
+                source: local,
+                ecn,
+                stride,
+                data: data.into(),
+            };
             // A full queue drops, as UDP does.
             let _ = ctx.send_datagrams(socket, transmit);
         }
@@ -214,7 +242,10 @@ impl Checker {
     }
 
     fn connect(&mut self, ctx: &mut Context<'_, ()>, number: u64) {
-        match ctx.connect(&Connect { to: self.plan.server.into(), from: None }) {
+        match ctx.connect(&Connect {
+            to: self.plan.server.into(),
+            from: None,
+        }) {
             Ok(id) => {
                 let mut dice = Dice(self.dice.below(u64::MAX >> 1));
                 let talk = Talk {
@@ -231,7 +262,10 @@ impl Checker {
                 if self.by_stream.len() <= id.index() {
                     self.by_stream.resize_with(id.index() + 1, || None);
                 }
-                assert!(self.by_stream[id.index()].is_none(), "a stream's place was taken before it was closed");
+                assert!(
+                    self.by_stream[id.index()].is_none(),
+                    "a stream's place was taken before it was closed"
+                );
                 self.by_stream[id.index()] = Some(talk);
             }
             Err(_) => {
@@ -250,7 +284,8 @@ impl Checker {
 
     fn talk(&mut self, id: StreamId) -> &mut Talk {
         let talk = self.by_stream.get_mut(id.index()).and_then(Option::as_mut);
-        talk.filter(|talk| talk.id == id).expect("an event for a stream that was never opened or is closed")
+        talk.filter(|talk| talk.id == id)
+            .expect("an event for a stream that was never opened or is closed")
     }
 
     fn talk_on(&mut self, ctx: &mut Context<'_, ()>, id: StreamId) {
@@ -264,7 +299,9 @@ impl Checker {
                 return;
             }
             let len = (1 + talk.dice.below(3000)).min(talk.total - talk.sent);
-            let bytes: Vec<u8> = (talk.sent..talk.sent + len).map(|at| pattern(talk.key, at)).collect();
+            let bytes: Vec<u8> = (talk.sent..talk.sent + len)
+                .map(|at| pattern(talk.key, at))
+                .collect();
             let sent = if talk.dice.below(2) == 0 {
                 match ctx.fill() {
                     Some(mut buffer) => {
@@ -294,10 +331,13 @@ impl Checker {
 
     fn send_flow(&mut self, ctx: &mut Context<'_, ()>, number: u64) {
         let at = number as usize;
-        let (server, connected) = (self.plan.datagram_server, number % 2 == 0);
+        let (server, connected) = (self.plan.datagram_server, number.is_multiple_of(2));
         let peer = connected.then_some(server);
         if self.flows[at].socket.is_none() {
-            match ctx.open(&Open { local: SocketAddr::from(([0, 0, 0, 0], 0)), peer }) {
+            match ctx.open(&Open {
+                local: SocketAddr::from(([0, 0, 0, 0], 0)),
+                peer,
+            }) {
                 Ok(socket) => {
                     ctx.set_socket_tag(socket, number);
                     self.flows[at].socket = Some(socket);
@@ -315,7 +355,11 @@ impl Checker {
         if left == 0 {
             // The last answers have had their time.
             let first = (1..flow.seen.len()).all(|index| flow.seen[index] == 1);
-            assert!(!self.plan.strict || first, "something was lost or doubled: {:?}", flow.seen);
+            assert!(
+                !self.plan.strict || first,
+                "something was lost or doubled: {:?}",
+                flow.seen
+            );
             self.report.lock().unwrap().flows_over += 1;
             ctx.close_socket(socket);
             flow.socket = None;
@@ -323,10 +367,16 @@ impl Checker {
         }
         // A burst of equal datagrams, the last perhaps shorter: one GSO send.
         let stride = 16 + self.dice.below(self.plan.datagram_bytes_max - 15);
-        let count = (1 + self.dice.below(8)).min(left).min(ctx.segments_max(stride as usize) as u64);
+        let count = (1 + self.dice.below(8))
+            .min(left)
+            .min(ctx.segments_max(stride as usize) as u64);
         let mut bytes = Vec::new();
         for index in 0..count {
-            let len = if index + 1 == count { 16 + self.dice.below(stride - 15) } else { stride };
+            let len = if index + 1 == count {
+                16 + self.dice.below(stride - 15)
+            } else {
+                stride
+            };
             let sequence = flow.lens.len() as u64;
             bytes.extend_from_slice(&number.to_be_bytes());
             bytes.extend_from_slice(&sequence.to_be_bytes());
@@ -344,7 +394,11 @@ impl Checker {
         };
         let _ = ctx.send_datagrams(socket, transmit);
         self.report.lock().unwrap().datagrams_sent += count;
-        let pause = if count == left { 2 * SECOND } else { self.dice.below(5 * MILLI) };
+        let pause = if count == left {
+            2 * SECOND
+        } else {
+            self.dice.below(5 * MILLI)
+        };
         ctx.set_timer(ctx.now() + pause, FLOW | number);
     }
 }
@@ -359,7 +413,13 @@ impl Protocol for Checker {
         }
         for number in 0..self.plan.flows {
             let key = mix(self.plan.seed ^ number << 40);
-            self.flows.push(Flow { key, socket: None, lens: Vec::new(), seen: Vec::new(), highest: None });
+            self.flows.push(Flow {
+                key,
+                socket: None,
+                lens: Vec::new(),
+                seen: Vec::new(),
+                highest: None,
+            });
             ctx.set_timer(ctx.now() + self.dice.below(50 * MILLI), FLOW | number);
         }
     }
@@ -374,9 +434,15 @@ impl Protocol for Checker {
                 }
             }
             kind => {
-                let Some(Some(talk)) = self.by_stream.get(detail as usize) else { return };
+                let Some(Some(talk)) = self.by_stream.get(detail as usize) else {
+                    return;
+                };
                 let id = talk.id;
-                if kind == RESUME { ctx.resume(id) } else { self.talk_on(ctx, id) }
+                if kind == RESUME {
+                    ctx.resume(id)
+                } else {
+                    self.talk_on(ctx, id)
+                }
             }
         }
     }
@@ -394,10 +460,19 @@ impl Protocol for Checker {
         let talk = self.talk(stream);
         for (at, byte) in data.iter().enumerate() {
             let at = talk.back + at as u64;
-            assert_eq!(*byte, pattern(talk.key, at), "byte {at} of {stream:?} came back wrong");
+            assert_eq!(
+                *byte,
+                pattern(talk.key, at),
+                "byte {at} of {stream:?} came back wrong"
+            );
         }
         talk.back += data.len() as u64;
-        assert!(talk.back <= talk.sent, "{stream:?}: {} bytes back, {} sent", talk.back, talk.sent);
+        assert!(
+            talk.back <= talk.sent,
+            "{stream:?}: {} bytes back, {} sent",
+            talk.back,
+            talk.sent
+        );
         assert!(!talk.ended, "bytes after the end");
         if moody && talk.dice.below(10) == 0 {
             ctx.pause(stream);
@@ -412,11 +487,17 @@ impl Protocol for Checker {
     fn ended(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId) {
         let report = Arc::clone(&self.report);
         let talk = self.talk(stream);
-        assert!(!std::mem::replace(&mut talk.ended, true), "told twice of the end");
+        assert!(
+            !std::mem::replace(&mut talk.ended, true),
+            "told twice of the end"
+        );
         let mut report = report.lock().unwrap();
         if !report.stopping {
             assert!(talk.finished, "{stream:?}: the server ended first");
-            assert_eq!(talk.back, talk.sent, "{stream:?}: the end came before the last byte");
+            assert_eq!(
+                talk.back, talk.sent,
+                "{stream:?}: the end came before the last byte"
+            );
         }
         if talk.finished && talk.back == talk.total {
             report.streams_whole += 1;
@@ -427,14 +508,22 @@ impl Protocol for Checker {
 
     fn closed(&mut self, _: &mut Context<'_, ()>, stream: StreamId, reason: Closed) {
         let talk = self.talk(stream);
-        assert!(!std::mem::replace(&mut talk.told, true), "told twice of the close");
+        assert!(
+            !std::mem::replace(&mut talk.told, true),
+            "told twice of the close"
+        );
         self.by_stream[stream.index()] = None;
         let mut report = self.report.lock().unwrap();
         report.streams_over += 1;
         report.streams_reset += u64::from(matches!(reason, Closed::Error(_)));
     }
 
-    fn datagrams(&mut self, ctx: &mut Context<'_, ()>, socket: SocketId, batch: &mut Vec<Datagram>) {
+    fn datagrams(
+        &mut self,
+        ctx: &mut Context<'_, ()>,
+        socket: SocketId,
+        batch: &mut Vec<Datagram>,
+    ) {
         let number = ctx.socket_tag(socket);
         let flow = &mut self.flows[number as usize];
         let mut report = self.report.lock().unwrap();
@@ -446,7 +535,11 @@ impl Protocol for Checker {
                 assert_eq!(word(0), number, "a datagram of another flow");
                 let sequence = word(8) as usize;
                 assert!(sequence < flow.lens.len(), "a datagram that was never sent");
-                assert_eq!(bytes.len(), usize::from(flow.lens[sequence]), "a datagram was cut or joined");
+                assert_eq!(
+                    bytes.len(),
+                    usize::from(flow.lens[sequence]),
+                    "a datagram was cut or joined"
+                );
                 let intact = bytes[16..]
                     .iter()
                     .enumerate()
@@ -528,11 +621,18 @@ impl Run {
         let listen: SocketAddr = "10.0.0.1:7".parse().unwrap();
         let heard = Arc::clone(&report);
         let broken = sizes.broken;
-        let echo = Service::new("echo", move |_| Echo { waiting: Vec::new(), broken, report: Arc::clone(&heard) })
-            .with_peer_addresses()
-            .listen(listen)
-            .bind("0.0.0.0:9".parse().unwrap());
-        let spec = EngineSpec::new(sizes.server_shards).limits(sizes.limits.clone()).host("10.0.0.1").service(echo);
+        let echo = Service::new("echo", move |_| Echo {
+            waiting: Vec::new(),
+            broken,
+            report: Arc::clone(&heard),
+        })
+        .with_peer_addresses()
+        .listen(listen)
+        .bind("0.0.0.0:9".parse().unwrap());
+        let spec = EngineSpec::new(sizes.server_shards)
+            .limits(sizes.limits.clone())
+            .host("10.0.0.1")
+            .service(echo);
         let server = world.engine(spec).unwrap();
         let plan = Plan {
             server: listen,
@@ -547,12 +647,22 @@ impl Run {
             strict: sizes.strict,
         };
         let (told, planned) = (Arc::clone(&report), plan.clone());
-        let checker =
-            Service::new("checker", move |shard| Checker::new(planned.clone(), shard, Arc::clone(&told)));
-        let spec =
-            EngineSpec::new(sizes.client_shards).limits(sizes.limits).host("10.0.0.2").service(checker);
+        let checker = Service::new("checker", move |shard| {
+            Checker::new(planned.clone(), shard, Arc::clone(&told))
+        });
+        let spec = EngineSpec::new(sizes.client_shards)
+            .limits(sizes.limits)
+            .host("10.0.0.2")
+            .service(checker);
         let clients = world.engine(spec).unwrap();
-        Self { world, server, clients, report, plan, client_shards: sizes.client_shards }
+        Self {
+            world,
+            server,
+            clients,
+            report,
+            plan,
+            client_shards: sizes.client_shards,
+        }
     }
 
     fn report(&self) -> Report {
@@ -567,13 +677,17 @@ impl Run {
             let report = report.lock().unwrap();
             report.streams_over >= streams && report.flows_over >= flows
         };
-        self.world.run_until(over, RUN_MAX).unwrap_or_else(|stuck| panic!("{stuck}\n{:?}", self.report()));
+        self.world
+            .run_until(over, RUN_MAX)
+            .unwrap_or_else(|stuck| panic!("{stuck}\n{:?}", self.report()));
     }
 
     /// Stops everything and checks that nothing is left anywhere.
     fn stop(&mut self) {
         self.report.lock().unwrap().stopping = true;
-        self.world.stop_all().unwrap_or_else(|stuck| panic!("{stuck}\n{:?}", self.report()));
+        self.world
+            .stop_all()
+            .unwrap_or_else(|stuck| panic!("{stuck}\n{:?}", self.report()));
         self.world.leaks().assert_none();
         let path = self.world.path();
         let gone = path.lost + path.queue_full + path.too_long + path.blackout + path.corrupted;
@@ -590,8 +704,14 @@ fn mixed(seed: u64, broken: bool) -> Run {
     let config = WorldConfig::random(seed);
     let mut dice = Dice(mix(seed ^ 0xd1ce) >> 1);
     // So that the slowest network is through in reasonable time.
-    let window = config.streams.send_buffer_bytes.start.min(config.streams.receive_buffer_bytes.start);
-    let step = window.min(config.streams.segment_bytes.end).min(config.streams.receive_bytes.end);
+    let window = config
+        .streams
+        .send_buffer_bytes
+        .start
+        .min(config.streams.receive_buffer_bytes.start);
+    let step = window
+        .min(config.streams.segment_bytes.end)
+        .min(config.streams.receive_bytes.end);
     let sizes = Sizes {
         server_shards: 1 + dice.below(3) as u16,
         client_shards: 1 + dice.below(2) as u16,
@@ -612,13 +732,21 @@ fn mixed(seed: u64, broken: bool) -> Run {
     let mut run = Run::new(seed, config, sizes);
     match dice.below(8) {
         // Stop or kill under load.
-        0 | 1 => run.world.run_for(Duration::from_nanos(dice.below(300 * MILLI))),
+        0 | 1 => run
+            .world
+            .run_for(Duration::from_nanos(dice.below(300 * MILLI))),
         2 => {
-            run.world.run_for(Duration::from_nanos(dice.below(300 * MILLI)));
+            run.world
+                .run_for(Duration::from_nanos(dice.below(300 * MILLI)));
             run.report.lock().unwrap().stopping = true;
-            let victim = if dice.below(2) == 0 { run.server } else { run.clients };
+            let victim = if dice.below(2) == 0 {
+                run.server
+            } else {
+                run.clients
+            };
             run.world.kill(victim);
-            run.world.run_for(Duration::from_nanos(dice.below(300 * MILLI)));
+            run.world
+                .run_for(Duration::from_nanos(dice.below(300 * MILLI)));
         }
         _ => run.finish(),
     }
@@ -649,25 +777,61 @@ fn every_byte_comes_back_on_every_network() {
         for (fault, count) in injected {
             assert!(count > 0, "{fault} was never injected");
         }
-        assert!(sum.streams_whole > 1000 && sum.datagrams_twice > 0 && sum.datagrams_late > 0, "{sum:?}");
+        assert!(
+            sum.streams_whole > 1000 && sum.datagrams_twice > 0 && sum.datagrams_late > 0,
+            "{sum:?}"
+        );
     }
 }
 
 #[test]
 fn a_clean_network_keeps_everything_in_order() {
-    let sizes = Sizes { streams: 30, flows: 4, strict: true, moody: false, ..Sizes::default() };
+    let sizes = Sizes {
+        streams: 30,
+        flows: 4,
+        strict: true,
+        moody: false,
+        ..Sizes::default()
+    };
     let mut run = Run::new(1, WorldConfig::default(), sizes);
     run.finish();
     let report = run.report();
-    assert_eq!((report.streams_whole, report.streams_reset), (30, 0), "{report:?}");
+    assert_eq!(
+        (report.streams_whole, report.streams_reset),
+        (30, 0),
+        "{report:?}"
+    );
     assert_eq!(report.datagrams_back, report.datagrams_sent);
     assert_eq!((report.greetings_posted, report.greetings_heard), (30, 30));
     assert_eq!(report.peers_known, 30);
-    assert!(run.world.path().coalesced > 0, "some receives held several datagrams");
-    assert!(run.world.faults().list().iter().all(|(_, count)| *count == 0), "no fault without a knob");
-    let (server, clients) = (run.world.service_totals(run.server, 0), run.world.service_totals(run.clients, 0));
-    assert_eq!((server.accepted, clients.connected, server.failed + clients.failed), (30, 30, 0));
-    assert_eq!((server.received_bytes, server.sent_bytes), (clients.sent_bytes, clients.received_bytes));
+    assert!(
+        run.world.path().coalesced > 0,
+        "some receives held several datagrams"
+    );
+    assert!(
+        run.world
+            .faults()
+            .list()
+            .iter()
+            .all(|(_, count)| *count == 0),
+        "no fault without a knob"
+    );
+    let (server, clients) = (
+        run.world.service_totals(run.server, 0),
+        run.world.service_totals(run.clients, 0),
+    );
+    assert_eq!(
+        (
+            server.accepted,
+            clients.connected,
+            server.failed + clients.failed
+        ),
+        (30, 30, 0)
+    );
+    assert_eq!(
+        (server.received_bytes, server.sent_bytes),
+        (clients.sent_bytes, clients.received_bytes)
+    );
     run.stop();
 }
 
@@ -695,22 +859,37 @@ fn every_fault_is_injected_and_survived() {
         for seed in seeds(5) {
             let mut config = WorldConfig::default();
             assert!(config.faults.set(fault, probability), "{fault} is a fault");
-            let sizes = Sizes { streams: 20, flows: 3, moody: fault == "connection_reset", ..Sizes::default() };
+            let sizes = Sizes {
+                streams: 20,
+                flows: 3,
+                moody: fault == "connection_reset",
+                ..Sizes::default()
+            };
             let mut run = Run::new(seed, config, sizes);
             run.finish();
             let (report, injected) = (run.report(), run.world.faults());
             for (name, count) in injected.list() {
-                assert_eq!(count > 0, name == fault, "{fault}, seed {seed}: {name} was injected {count} times");
+                assert_eq!(
+                    count > 0,
+                    name == fault,
+                    "{fault}, seed {seed}: {name} was injected {count} times"
+                );
             }
             let harmless = !fault.starts_with("connection_");
             let whole = report.streams_whole == 20 && report.streams_reset == 0;
             assert_eq!(whole, harmless, "{fault}, seed {seed}: {report:?}");
-            assert_eq!(report.datagrams_back, report.datagrams_sent, "{fault}, seed {seed}");
+            assert_eq!(
+                report.datagrams_back, report.datagrams_sent,
+                "{fault}, seed {seed}"
+            );
             let server = run.world.shard_totals(run.server);
             match fault {
                 "accept_failed" => {
                     assert!(server.accept_pauses > 0);
-                    assert!(run.world.take_notice(run.server).is_some(), "the operator hears of it");
+                    assert!(
+                        run.world.take_notice(run.server).is_some(),
+                        "the operator hears of it"
+                    );
                 }
                 "datagram_refused" => assert!(report.refusals_heard > 0),
                 "open_failed" => assert!(report.opens_failed > 0),
@@ -730,49 +909,86 @@ fn every_impairment_of_a_path_does_what_it_says() {
     let cases: [(&str, Impairment, Seen); 7] = [
         (
             "loss",
-            Impairment { loss: Loss::Uniform { probability: 0.2 }, ..Impairment::default() },
+            Impairment {
+                loss: Loss::Uniform { probability: 0.2 },
+                ..Impairment::default()
+            },
             |run| run.world.path().lost,
         ),
         (
             "duplication",
-            Impairment { duplication: 0.2, ..Impairment::default() },
+            Impairment {
+                duplication: 0.2,
+                ..Impairment::default()
+            },
             |run| run.report().datagrams_twice,
         ),
         (
             "reordering",
             Impairment {
-                reordering: Reordering { probability: 0.2, gap: 2, hold_us_max: 1000 },
+                reordering: Reordering {
+                    probability: 0.2,
+                    gap: 2,
+                    hold_us_max: 1000,
+                },
                 ..Impairment::default()
             },
             |run| run.report().datagrams_late,
         ),
         (
             "jitter",
-            Impairment { delay_us: 5000, jitter_us: 5000, ..Impairment::default() },
+            Impairment {
+                delay_us: 5000,
+                jitter_us: 5000,
+                ..Impairment::default()
+            },
             |run| run.report().datagrams_late,
         ),
         (
             "corruption, dropped by the checksum",
-            Impairment { corruption: Corruption { probability: 0.2, bits: 3 }, ..Impairment::default() },
+            Impairment {
+                corruption: Corruption {
+                    probability: 0.2,
+                    bits: 3,
+                },
+                ..Impairment::default()
+            },
             |run| run.world.path().corrupted,
         ),
         (
             "a bottleneck",
             Impairment {
-                rate: Some(Rate { bits_per_second: 200_000, queue_bytes_max: 3000 }),
+                rate: Some(Rate {
+                    bits_per_second: 200_000,
+                    queue_bytes_max: 3000,
+                }),
                 ..Impairment::default()
             },
             |run| run.world.path().queue_full,
         ),
         (
             "a small MTU",
-            Impairment { datagram_bytes_max: Some(500), ..Impairment::default() },
+            Impairment {
+                datagram_bytes_max: Some(500),
+                ..Impairment::default()
+            },
             |run| run.world.path().too_long,
         ),
     ];
     for (name, forward, seen) in cases {
-        let config = WorldConfig { forward, ..WorldConfig::default() };
-        let mut run = Run::new(5, config, Sizes { streams: 0, flows: 4, ..Sizes::default() });
+        let config = WorldConfig {
+            forward,
+            ..WorldConfig::default()
+        };
+        let mut run = Run::new(
+            5,
+            config,
+            Sizes {
+                streams: 0,
+                flows: 4,
+                ..Sizes::default()
+            },
+        );
         run.finish();
         assert!(seen(&run) > 0, "{name}: {:?}", run.world.path());
         run.stop();
@@ -786,7 +1002,15 @@ fn a_full_socket_drops() {
         wake_time: 5 * MILLI..20 * MILLI,
         ..WorldConfig::default()
     };
-    let mut run = Run::new(6, config, Sizes { streams: 0, flows: 4, ..Sizes::default() });
+    let mut run = Run::new(
+        6,
+        config,
+        Sizes {
+            streams: 0,
+            flows: 4,
+            ..Sizes::default()
+        },
+    );
     run.finish();
     assert!(run.world.path().socket_full > 0);
     run.stop();
@@ -796,11 +1020,26 @@ fn a_full_socket_drops() {
 fn streams_survive_a_partition_and_loss() {
     for seed in seeds(10) {
         let config = WorldConfig {
-            streams: StreamConfig { segment_loss: 0.2, ..StreamConfig::default() },
-            partitions: vec![Partition { from: 50 * MILLI, until: 2 * SECOND }],
+            streams: StreamConfig {
+                segment_loss: 0.2,
+                ..StreamConfig::default()
+            },
+            partitions: vec![Partition {
+                from: 50 * MILLI,
+                until: 2 * SECOND,
+            }],
             ..WorldConfig::default()
         };
-        let mut run = Run::new(seed, config, Sizes { streams: 10, flows: 2, datagrams: 500, ..Sizes::default() });
+        let mut run = Run::new(
+            seed,
+            config,
+            Sizes {
+                streams: 10,
+                flows: 2,
+                datagrams: 500,
+                ..Sizes::default()
+            },
+        );
         run.finish();
         assert_eq!(run.report().streams_whole, 10);
         assert!(run.world.now() > 2 * SECOND);
@@ -811,8 +1050,18 @@ fn streams_survive_a_partition_and_loss() {
 
 #[test]
 fn a_full_shard_hands_on() {
-    let config = WorldConfig { streams_per_shard_max: 4, ..WorldConfig::default() };
-    let sizes = Sizes { server_shards: 3, streams: 30, bytes_max: 100_000, flows: 0, moody: true, ..Sizes::default() };
+    let config = WorldConfig {
+        streams_per_shard_max: 4,
+        ..WorldConfig::default()
+    };
+    let sizes = Sizes {
+        server_shards: 3,
+        streams: 30,
+        bytes_max: 100_000,
+        flows: 0,
+        moody: true,
+        ..Sizes::default()
+    };
     let mut run = Run::new(7, config, sizes);
     run.finish();
     assert!(run.world.shard_totals(run.server).handed_on > 0);
@@ -824,7 +1073,11 @@ fn the_same_seed_gives_the_same_run() {
     let mut traces = Vec::new();
     for seed in seeds(40) {
         let (first, second) = (mixed(seed, false), mixed(seed, false));
-        assert_eq!(first.world.trace_hash(), second.world.trace_hash(), "seed {seed}");
+        assert_eq!(
+            first.world.trace_hash(),
+            second.world.trace_hash(),
+            "seed {seed}"
+        );
         assert_eq!(first.world.now(), second.world.now());
         assert_eq!(first.world.faults(), second.world.faults());
         assert_eq!(first.world.path(), second.world.path());
@@ -839,7 +1092,15 @@ fn the_same_seed_gives_the_same_run() {
 #[test]
 fn a_broken_echo_is_caught() {
     let broken = || {
-        let mut run = Run::new(8, WorldConfig::default(), Sizes { broken: true, flows: 0, ..Sizes::default() });
+        let mut run = Run::new(
+            8,
+            WorldConfig::default(),
+            Sizes {
+                broken: true,
+                flows: 0,
+                ..Sizes::default()
+            },
+        );
         run.finish();
     };
     let caught = std::panic::catch_unwind(broken).expect_err("the check must fail");
@@ -850,7 +1111,10 @@ fn a_broken_echo_is_caught() {
 #[test]
 fn a_world_that_stands_still_says_so() {
     let mut run = Run::new(9, WorldConfig::default(), Sizes::default());
-    let stuck = run.world.run_until(|_| false, 100 * MILLI).expect_err("nothing can make it true");
+    let stuck = run
+        .world
+        .run_until(|_| false, 100 * MILLI)
+        .expect_err("nothing can make it true");
     assert_eq!((stuck.seed, stuck.now_ms), (9, 100));
     assert!(stuck.to_string().contains("RINGMILL_SEED=9"), "{stuck}");
     run.stop();
@@ -860,22 +1124,50 @@ fn a_world_that_stands_still_says_so() {
 fn a_graceful_stop_under_load_fails_nobody() {
     for seed in seeds(200) {
         let mut config = WorldConfig::default();
-        config.faults = Faults { short_send: 0.3, spurious_wake: 0.2, receive_ended: 0.2, ..Faults::default() };
-        let mut run = Run::new(seed, config, Sizes { streams: 20, flows: 2, ..Sizes::default() });
-        run.world.run_for(Duration::from_nanos(20 * MILLI + mix(seed) % (100 * MILLI)));
+        config.faults = Faults {
+            short_send: 0.3,
+            spurious_wake: 0.2,
+            receive_ended: 0.2,
+            ..Faults::default()
+        };
+        let mut run = Run::new(
+            seed,
+            config,
+            Sizes {
+                streams: 20,
+                flows: 2,
+                ..Sizes::default()
+            },
+        );
+        run.world
+            .run_for(Duration::from_nanos(20 * MILLI + mix(seed) % (100 * MILLI)));
         run.report.lock().unwrap().stopping = true;
         run.world.stop(run.server);
         let server = run.server;
-        run.world.run_until(|world| world.has_ended(server), 4 * SECOND).unwrap_or_else(|stuck| panic!("{stuck}"));
+        run.world
+            .run_until(|world| world.has_ended(server), 4 * SECOND)
+            .unwrap_or_else(|stuck| panic!("{stuck}"));
         let totals = run.world.service_totals(run.server, 0);
-        assert_eq!(totals.failed, 0, "seed {seed}: the server's streams end, none fails");
+        assert_eq!(
+            totals.failed, 0,
+            "seed {seed}: the server's streams end, none fails"
+        );
         run.stop();
     }
 }
 
 #[test]
 fn a_killed_server_comes_back() {
-    let mut run = Run::new(11, WorldConfig::default(), Sizes { streams: 10, bytes_max: 200_000, flows: 0, ..Sizes::default() });
+    let mut run = Run::new(
+        11,
+        WorldConfig::default(),
+        Sizes {
+            streams: 10,
+            bytes_max: 200_000,
+            flows: 0,
+            ..Sizes::default()
+        },
+    );
     run.world.run_for(Duration::from_millis(60));
     run.report.lock().unwrap().stopping = true;
     run.world.kill(run.server);
@@ -883,14 +1175,26 @@ fn a_killed_server_comes_back() {
     let before = run.report();
     assert!(before.streams_whole < 10, "{before:?}");
     let heard = Arc::clone(&run.report);
-    let echo = Service::new("echo", move |_| Echo { waiting: Vec::new(), broken: false, report: Arc::clone(&heard) })
-        .listen("10.0.0.1:7".parse::<SocketAddr>().unwrap());
-    run.world.engine(EngineSpec::new(1).host("10.0.0.1").service(echo)).unwrap();
+    let echo = Service::new("echo", move |_| Echo {
+        waiting: Vec::new(),
+        broken: false,
+        report: Arc::clone(&heard),
+    })
+    .listen("10.0.0.1:7".parse::<SocketAddr>().unwrap());
+    run.world
+        .engine(EngineSpec::new(1).host("10.0.0.1").service(echo))
+        .unwrap();
     let (told, planned) = (Arc::clone(&run.report), run.plan.clone());
-    let checker = Service::new("checker", move |shard| Checker::new(planned.clone(), shard, Arc::clone(&told)));
-    run.world.engine(EngineSpec::new(1).host("10.0.0.3").service(checker)).unwrap();
+    let checker = Service::new("checker", move |shard| {
+        Checker::new(planned.clone(), shard, Arc::clone(&told))
+    });
+    run.world
+        .engine(EngineSpec::new(1).host("10.0.0.3").service(checker))
+        .unwrap();
     let report = Arc::clone(&run.report);
-    run.world.run_until(|_| report.lock().unwrap().streams_over == 20, RUN_MAX).unwrap();
+    run.world
+        .run_until(|_| report.lock().unwrap().streams_over == 20, RUN_MAX)
+        .unwrap();
     assert_eq!(run.report().streams_whole, before.streams_whole + 10);
     run.stop();
 }

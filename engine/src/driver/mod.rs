@@ -267,9 +267,6 @@ pub(crate) enum Wait {
 ///   after [`Driver::close`].
 /// - After `accept` failed, the driver waits for [`Driver::accept`] to start again.
 pub(crate) trait Driver {
-    /// Which one it is.
-    fn kind(&self) -> DriverKind;
-
     /// Monotonic time, ns; the simulator's is virtual.
     fn now(&self) -> Nanos;
 

@@ -1,7 +1,7 @@
 //! Sockets as the engine wants them: non-blocking, close-on-exec, with the right options set.
 
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -206,16 +206,6 @@ fn gso_works(count: usize) -> io::Result<bool> {
     }
     let mut byte = [0; 2];
     Ok(receiver.recv(&mut byte)? == 1)
-}
-
-/// Whether an address means "this host, from anywhere on it".
-pub(crate) fn is_loopback(address: IpAddr) -> bool {
-    match address {
-        IpAddr::V4(v4) => v4.is_loopback(),
-        IpAddr::V6(v6) => {
-            v6.is_loopback() || v6.to_ipv4_mapped().is_some_and(|v4| v4.is_loopback())
-        }
-    }
 }
 
 /// Raises the soft limit of open files to the hard limit and returns it.

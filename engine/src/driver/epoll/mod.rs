@@ -16,8 +16,8 @@ use std::time::Duration;
 
 use self::inbox::{Inbox, Received};
 use super::{
-    Address, BoundDatagramSocket, BoundListener, BoundSocket, Close, Connect, Driver, DriverKind,
-    Event, Held, Open, Tables, Wait,
+    Address, BoundDatagramSocket, BoundListener, BoundSocket, Close, Connect, Driver, Event, Held,
+    Open, Tables, Wait,
 };
 use crate::datagram::segments;
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -485,10 +485,10 @@ impl Epoll {
     /// There is room again (or an error, which the send will tell).
     fn writable(&mut self, tables: &mut Tables, id: StreamId, events: &mut Vec<Event>) {
         let stream = tables.streams.at(id.index);
-        if let Some(queue) = &mut stream.queue {
-            if std::mem::take(&mut queue.in_flight) {
-                self.send(tables, id.index, events);
-            }
+        if let Some(queue) = &mut stream.queue
+            && std::mem::take(&mut queue.in_flight)
+        {
+            self.send(tables, id.index, events);
         }
         let stream = tables.streams.at(id.index);
         let both = bit::UNIX | bit::WATCHED_OUT;
@@ -855,10 +855,6 @@ fn keep(files: &mut Vec<Option<OwnedFd>>, index: u32, fd: OwnedFd) {
 }
 
 impl Driver for Epoll {
-    fn kind(&self) -> DriverKind {
-        DriverKind::Epoll
-    }
-
     fn now(&self) -> Nanos {
         monotonic_now()
     }
@@ -989,11 +985,11 @@ impl Driver for Epoll {
         }
         if stream.driver & bit::READABLE != 0 {
             self.list(tables, id);
-        } else if stream.driver & bit::WATCHED == 0 {
-            if let Err(error) = self.watch(tables, id, false) {
-                let errno = error.raw_os_error().unwrap_or(libc::EIO);
-                self.pending.push(Event::Failed { stream: id, errno });
-            }
+        } else if stream.driver & bit::WATCHED == 0
+            && let Err(error) = self.watch(tables, id, false)
+        {
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            self.pending.push(Event::Failed { stream: id, errno });
         }
     }
 
@@ -1007,11 +1003,12 @@ impl Driver for Epoll {
         stream.state = State::Closing;
         stream.slot = -1;
         let file = self.stream_files[index as usize].take();
-        if how == Close::Reset && stream.driver & bit::UNIX == 0 {
-            if let Some(file) = &file {
-                // Fails for no healthy socket; then the close is a plain one.
-                let _ = socket2::SockRef::from(file).set_linger(Some(Duration::ZERO));
-            }
+        if how == Close::Reset
+            && stream.driver & bit::UNIX == 0
+            && let Some(file) = &file
+        {
+            // Fails for no healthy socket; then the close is a plain one.
+            let _ = socket2::SockRef::from(file).set_linger(Some(Duration::ZERO));
         }
         drop(file);
         self.descriptors -= 1;

@@ -42,16 +42,22 @@ pub struct WorldConfig {
 impl Default for WorldConfig {
     fn default() -> Self {
         Self {
-            forward: Impairment { delay_us: 200, ..Impairment::default() },
-            backward: Impairment { delay_us: 200, ..Impairment::default() },
+            forward: Impairment {
+                delay_us: 200,
+                ..Impairment::default()
+            },
+            backward: Impairment {
+                delay_us: 200,
+                ..Impairment::default()
+            },
             deliver_corrupted: false,
             coalescing: 0.5,
             socket_buffer_bytes: 256 << 10,
             streams: StreamConfig::default(),
             faults: Faults::default(),
             partitions: Vec::new(),
-            turn_time: 1 * MICRO..20 * MICRO,
-            wake_time: 1 * MICRO..50 * MICRO,
+            turn_time: MICRO..20 * MICRO,
+            wake_time: MICRO..50 * MICRO,
             streams_per_shard_max: 10_000,
         }
     }
@@ -243,7 +249,10 @@ impl WorldConfig {
         };
         let partitions = if random.happens(0.2) {
             let from = random.below(300 * MILLI);
-            vec![Partition { from, until: from + random.below(200 * MILLI) }]
+            vec![Partition {
+                from,
+                until: from + random.below(200 * MILLI),
+            }]
         } else {
             Vec::new()
         };
@@ -267,19 +276,29 @@ impl WorldConfig {
             partitions,
             turn_time: MICRO..2 * MICRO + random.below(200 * MICRO),
             wake_time: MICRO..2 * MICRO + random.below(200 * MICRO),
-            streams_per_shard_max: if random.happens(0.3) { 2 + random.below(8) as usize } else { 10_000 },
+            streams_per_shard_max: if random.happens(0.3) {
+                2 + random.below(8) as usize
+            } else {
+                10_000
+            },
         }
     }
 }
 
 /// Off in half of the cases, else somewhere up to `most`.
 fn often(random: &mut Random, most: f64) -> f64 {
-    if random.happens(0.5) { most * random.below(1001) as f64 / 1000.0 } else { 0.0 }
+    if random.happens(0.5) {
+        most * random.below(1001) as f64 / 1000.0
+    } else {
+        0.0
+    }
 }
 
 fn impairment(random: &mut Random) -> Impairment {
     let loss = match random.below(4) {
-        0 => Loss::Uniform { probability: often(random, 0.3) },
+        0 => Loss::Uniform {
+            probability: often(random, 0.3),
+        },
         1 => Loss::GilbertElliott {
             good_to_bad: 0.05,
             bad_to_good: 0.2 + often(random, 0.5),
@@ -291,8 +310,16 @@ fn impairment(random: &mut Random) -> Impairment {
     Impairment {
         loss,
         delay_us: random.below(3000),
-        jitter_us: if random.happens(0.5) { random.below(2000) } else { 0 },
-        jitter_distribution: if random.happens(0.5) { Distribution::Normal } else { Distribution::Uniform },
+        jitter_us: if random.happens(0.5) {
+            random.below(2000)
+        } else {
+            0
+        },
+        jitter_distribution: if random.happens(0.5) {
+            Distribution::Normal
+        } else {
+            Distribution::Uniform
+        },
         keep_order: random.happens(0.3),
         duplication: often(random, 0.2),
         reordering: Reordering {
@@ -300,11 +327,17 @@ fn impairment(random: &mut Random) -> Impairment {
             gap: 1 + random.below(5) as u32,
             hold_us_max: 20_000,
         },
-        corruption: Corruption { probability: often(random, 0.1), bits: 1 + random.below(4) as u32 },
-        rate: random
-            .happens(0.3)
-            .then(|| Rate { bits_per_second: 1_000_000 + random.below(100_000_000), queue_bytes_max: 50_000 }),
-        datagram_bytes_max: random.happens(0.2).then(|| 500 + random.below(1000) as usize),
+        corruption: Corruption {
+            probability: often(random, 0.1),
+            bits: 1 + random.below(4) as u32,
+        },
+        rate: random.happens(0.3).then(|| Rate {
+            bits_per_second: 1_000_000 + random.below(100_000_000),
+            queue_bytes_max: 50_000,
+        }),
+        datagram_bytes_max: random
+            .happens(0.2)
+            .then(|| 500 + random.below(1000) as usize),
         blackouts: Vec::new(),
     }
 }

@@ -60,10 +60,12 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 pub use self::config::{FaultCounts, Faults, Partition, PathCounts, StreamConfig, WorldConfig};
-use self::network::{CLIENT, ConnectionId, Fin, Network, Owner, Packet, PortId, Released, SERVER, SimSocketId};
+use self::network::{
+    CLIENT, ConnectionId, Fin, Network, Owner, Packet, PortId, Released, SERVER, SimSocketId,
+};
 pub use self::world::{EngineId, EngineSpec, Leaks, ShardLeaks, Stuck, World, seeds};
 use super::{
-    BoundDatagramSocket, BoundListener, Close, Connect, Driver, DriverKind, Event, Held, Open, Tables, Wait,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables, Wait,
 };
 use crate::datagram::Transmit;
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -134,7 +136,10 @@ impl SimDriver {
         let streams = Pool::new(count, STREAM_BUFFER_LEN)?;
         let datagrams = Pool::new(limits.datagram_buffers.max(1), DATAGRAM_BUFFER_LEN)?;
         let fill = Pool::new(limits.fill_buffers, FILL_BUFFER_LEN)?;
-        let port = network.borrow_mut().open_port(host, streams.clone(), datagrams.clone(), fill.clone());
+        let port =
+            network
+                .borrow_mut()
+                .open_port(host, streams.clone(), datagrams.clone(), fill.clone());
         siblings.borrow_mut().push(port);
         Ok(Self {
             network: Rc::clone(network),
@@ -153,7 +158,14 @@ impl SimDriver {
         self.port
     }
 
-    fn adopt(&mut self, tables: &mut Tables, service: ServiceId, id: ConnectionId, end: usize, state: State) -> StreamId {
+    fn adopt(
+        &mut self,
+        tables: &mut Tables,
+        service: ServiceId,
+        id: ConnectionId,
+        end: usize,
+        state: State,
+    ) -> StreamId {
         self.descriptors += 1;
         let stream = tables.streams.insert(service, 0, state, tables.active);
         self.map(stream.index, id, end);
@@ -178,7 +190,12 @@ impl SimDriver {
 
     // ---- sending ---------------------------------------------------------------------------
 
-    fn flush_streams(&mut self, network: &mut Network, tables: &mut Tables, events: &mut Vec<Event>) {
+    fn flush_streams(
+        &mut self,
+        network: &mut Network,
+        tables: &mut Tables,
+        events: &mut Vec<Event>,
+    ) {
         let dirty = std::mem::take(&mut tables.streams.dirty);
         for index in dirty {
             let stream = tables.streams.at(index);
@@ -189,9 +206,19 @@ impl SimDriver {
         }
     }
 
-    fn try_send(&mut self, network: &mut Network, tables: &mut Tables, index: u32, events: &mut Vec<Event>) {
-        let Some((id, end)) = self.connection(index) else { return };
-        let Some(queue) = &tables.streams.at(index).queue else { return };
+    fn try_send(
+        &mut self,
+        network: &mut Network,
+        tables: &mut Tables,
+        index: u32,
+        events: &mut Vec<Event>,
+    ) {
+        let Some((id, end)) = self.connection(index) else {
+            return;
+        };
+        let Some(queue) = &tables.streams.at(index).queue else {
+            return;
+        };
         if queue.in_flight || queue.bytes == 0 {
             return;
         }
@@ -239,16 +266,24 @@ impl SimDriver {
         errno: i32,
         events: &mut Vec<Event>,
     ) {
-        if let Some(connection) = network.connections.get_mut(&id) {
-            if std::mem::replace(&mut connection.ends[end].failed, true) {
-                return;
-            }
+        if let Some(connection) = network.connections.get_mut(&id)
+            && std::mem::replace(&mut connection.ends[end].failed, true)
+        {
+            return;
         }
         network.note(traced::FAILED, id << 32 | errno as u64);
-        events.push(Event::Failed { stream: tables.streams.id(index), errno });
+        events.push(Event::Failed {
+            stream: tables.streams.id(index),
+            errno,
+        });
     }
 
-    fn flush_sockets(&mut self, network: &mut Network, tables: &mut Tables, events: &mut Vec<Event>) {
+    fn flush_sockets(
+        &mut self,
+        network: &mut Network,
+        tables: &mut Tables,
+        events: &mut Vec<Event>,
+    ) {
         let dirty = std::mem::take(&mut tables.sockets.dirty);
         for index in dirty {
             let socket = tables.sockets.at(index);
@@ -256,13 +291,30 @@ impl SimDriver {
             if !socket.open || socket.blocked {
                 continue;
             }
-            let Some(id) = self.socket(index) else { continue };
+            let Some(id) = self.socket(index) else {
+                continue;
+            };
             while let Some(transmit) = tables.sockets.at(index).queue.pop_front() {
-                if network.random.happens(network.config.faults.datagram_send_blocked) {
+                if network
+                    .random
+                    .happens(network.config.faults.datagram_send_blocked)
+                {
                     network.faults.datagram_send_blocked += 1;
-                    let Transmit { peer, source, ecn, stride, data } = transmit;
+                    let Transmit {
+                        peer,
+                        source,
+                        ecn,
+                        stride,
+                        data,
+                    } = transmit;
                     let socket = tables.sockets.at(index);
-                    socket.queue.push_front(Transmit { peer, source, ecn, stride, data: data.unpinned() });
+                    socket.queue.push_front(Transmit {
+                        peer,
+                        source,
+                        ecn,
+                        stride,
+                        data: data.unpinned(),
+                    });
                     socket.blocked = true;
                     network.writable_later(self.port, id);
                     break;
@@ -284,7 +336,12 @@ impl SimDriver {
         let bytes = transmit.data.bytes();
         let count = transmit.count();
         let socket = tables.sockets.at(index);
-        if count > 1 && !socket.no_gso && network.random.happens(network.config.faults.segmentation_refused) {
+        if count > 1
+            && !socket.no_gso
+            && network
+                .random
+                .happens(network.config.faults.segmentation_refused)
+        {
             // As on a path without the offload: from now on one by one.
             network.faults.segmentation_refused += 1;
             socket.no_gso = true;
@@ -292,7 +349,10 @@ impl SimDriver {
         let connected = network.sockets.get(&id).and_then(|socket| socket.peer);
         let errno = match transmit.peer.or(connected) {
             None => Err(libc::EDESTADDRREQ),
-            Some(_) if usize::from(transmit.stride) > UDP_PAYLOAD_MAX || bytes.len() > UDP_PAYLOAD_MAX => {
+            Some(_)
+                if usize::from(transmit.stride) > UDP_PAYLOAD_MAX
+                    || bytes.len() > UDP_PAYLOAD_MAX =>
+            {
                 Err(libc::EMSGSIZE)
             }
             Some(to) if to.is_ipv6() != socket.ipv6 && !socket.ipv6 => Err(libc::EAFNOSUPPORT),
@@ -311,7 +371,10 @@ impl SimDriver {
             }
             Err(errno) => {
                 tables.transmit_done(index, count, bytes.len(), false);
-                events.push(Event::SocketError { socket: tables.sockets.id(index), errno });
+                events.push(Event::SocketError {
+                    socket: tables.sockets.id(index),
+                    errno,
+                });
             }
         }
         tables.socket_room(index, bytes.len(), events);
@@ -325,7 +388,9 @@ impl SimDriver {
             return;
         }
         if network.ports[port].has_events(network.now)
-            && network.random.happens(network.config.faults.completion_overflow)
+            && network
+                .random
+                .happens(network.config.faults.completion_overflow)
         {
             network.faults.completion_overflow += 1;
             tables.metrics.shard.completion_overflows.add(1);
@@ -365,7 +430,9 @@ impl SimDriver {
                 tables.sockets.remove(index);
             }
             Released::Writable(id) => {
-                let Some(socket) = network.sockets.get(&id) else { return };
+                let Some(socket) = network.sockets.get(&id) else {
+                    return;
+                };
                 let index = socket.index;
                 let socket = tables.sockets.at(index);
                 socket.blocked = false;
@@ -377,14 +444,22 @@ impl SimDriver {
         }
     }
 
-    fn gather_accepts(&mut self, network: &mut Network, tables: &mut Tables, events: &mut Vec<Event>) {
+    fn gather_accepts(
+        &mut self,
+        network: &mut Network,
+        tables: &mut Tables,
+        events: &mut Vec<Event>,
+    ) {
         let port = self.port;
         for at in 0..network.ports[port].listeners.len() {
-            while network.ports[port].listeners[at].armed && !network.ports[port].listeners[at].backlog.is_empty() {
+            while network.ports[port].listeners[at].armed
+                && !network.ports[port].listeners[at].backlog.is_empty()
+            {
                 let listener = network.ports[port].listeners[at].id;
                 if network.random.happens(network.config.faults.accept_failed) {
                     network.faults.accept_failed += 1;
-                    let errno = ACCEPT_ERRORS[network.random.below(ACCEPT_ERRORS.len() as u64) as usize];
+                    let errno =
+                        ACCEPT_ERRORS[network.random.below(ACCEPT_ERRORS.len() as u64) as usize];
                     network.ports[port].listeners[at].armed = false;
                     events.push(Event::AcceptFailed { listener, errno });
                     network.note(traced::OTHER, errno as u64);
@@ -393,8 +468,18 @@ impl SimDriver {
                 let waiting = &mut network.ports[port].listeners[at];
                 let id = waiting.backlog.pop_front().expect("seen above");
                 let wants_peer = waiting.wants_peer;
-                let peer = network.connections.get(&id).and_then(|connection| connection.client);
-                self.accepted(network, tables, id, listener, peer.filter(|_| wants_peer), events);
+                let peer = network
+                    .connections
+                    .get(&id)
+                    .and_then(|connection| connection.client);
+                self.accepted(
+                    network,
+                    tables,
+                    id,
+                    listener,
+                    peer.filter(|_| wants_peer),
+                    events,
+                );
             }
         }
     }
@@ -409,9 +494,19 @@ impl SimDriver {
         events: &mut Vec<Event>,
     ) {
         let stream = self.adopt(tables, listener.service, id, SERVER, State::Open);
-        network.accepted(id, Owner { port: self.port, index: stream.index });
+        network.accepted(
+            id,
+            Owner {
+                port: self.port,
+                index: stream.index,
+            },
+        );
         network.note(traced::ACCEPTED, id);
-        events.push(Event::Accepted { listener, stream, peer });
+        events.push(Event::Accepted {
+            listener,
+            stream,
+            peer,
+        });
     }
 
     /// What waited for a free buffer tries again when there is one.
@@ -439,7 +534,9 @@ impl SimDriver {
         events: &mut Vec<Event>,
     ) {
         let stream = tables.streams.id(index);
-        let Some(connection) = network.connections.get_mut(&id) else { return };
+        let Some(connection) = network.connections.get_mut(&id) else {
+            return;
+        };
         let this = &mut connection.ends[end];
         if let Some(outcome) = this.outcome.take() {
             this.connecting = false;
@@ -469,7 +566,9 @@ impl SimDriver {
         end: usize,
         events: &mut Vec<Event>,
     ) {
-        let Some(connection) = network.connections.get_mut(&id) else { return };
+        let Some(connection) = network.connections.get_mut(&id) else {
+            return;
+        };
         if !connection.ends[end].blocked {
             return;
         }
@@ -501,7 +600,9 @@ impl SimDriver {
     ) {
         let mut receives = 1 + network.random.below(RECEIVES_PER_WAIT_MAX);
         loop {
-            let Some(connection) = network.connections.get_mut(&id) else { return };
+            let Some(connection) = network.connections.get_mut(&id) else {
+                return;
+            };
             let pipe = &connection.pipes[1 - end];
             let (waiting, fin) = (pipe.received.len(), pipe.fin);
             let this = &mut connection.ends[end];
@@ -524,7 +625,10 @@ impl SimDriver {
                 return network.ready_again(id, end);
             }
             receives -= 1;
-            if network.random.happens(network.config.faults.receive_buffers_exhausted) {
+            if network
+                .random
+                .happens(network.config.faults.receive_buffers_exhausted)
+            {
                 network.faults.receive_buffers_exhausted += 1;
                 tables.metrics.shard.buffers_exhausted.add(1);
                 return network.ready_later(id, end);
@@ -534,11 +638,17 @@ impl SimDriver {
                 network.ports[self.port].starved.push((id, end));
                 return;
             };
-            let most = network.random.within(&network.config.streams.receive_bytes).max(1) as usize;
+            let most = network
+                .random
+                .within(&network.config.streams.receive_bytes)
+                .max(1) as usize;
             let most = most.min(buffer.len());
             let len = network.receive(id, end, &mut buffer[..most]);
             network.note(traced::RECEIVED, id << 32 | len as u64);
-            events.push(Event::Received { stream, data: buffer.freeze(len) });
+            events.push(Event::Received {
+                stream,
+                data: buffer.freeze(len),
+            });
             if network.random.happens(network.config.faults.receive_ended) {
                 network.faults.receive_ended += 1;
                 return network.ready_later(id, end);
@@ -546,15 +656,26 @@ impl SimDriver {
         }
     }
 
-    fn socket_ready(&mut self, network: &mut Network, tables: &mut Tables, id: SimSocketId, events: &mut Vec<Event>) {
+    fn socket_ready(
+        &mut self,
+        network: &mut Network,
+        tables: &mut Tables,
+        id: SimSocketId,
+        events: &mut Vec<Event>,
+    ) {
         let mut receives = 1 + network.random.below(RECEIVES_PER_WAIT_MAX);
         loop {
             let faults = network.config.faults;
             let exhausted = network.random.happens(faults.receive_buffers_exhausted);
-            let Some(socket) = network.take_socket_ready(id) else { return };
+            let Some(socket) = network.take_socket_ready(id) else {
+                return;
+            };
             let index = socket.index;
             if let Some(errno) = socket.error.take() {
-                events.push(Event::SocketError { socket: tables.sockets.id(index), errno });
+                events.push(Event::SocketError {
+                    socket: tables.sockets.id(index),
+                    errno,
+                });
                 network.note(traced::OTHER, errno as u64);
                 continue;
             }
@@ -577,7 +698,10 @@ impl SimDriver {
             };
             let datagram = Self::coalesce(network, id, buffer);
             network.note(traced::DATAGRAM, id << 32 | datagram.data.len() as u64);
-            events.push(Event::Datagram { socket: tables.sockets.id(index), datagram });
+            events.push(Event::Datagram {
+                socket: tables.sockets.id(index),
+                datagram,
+            });
             if network.random.happens(faults.receive_ended) {
                 network.faults.receive_ended += 1;
                 return network.socket_ready_later(id);
@@ -589,8 +713,14 @@ impl SimDriver {
     /// same peer that follow it; the last may be shorter.
     fn coalesce(network: &mut Network, id: SimSocketId, mut buffer: BufferMut) -> Datagram {
         let coalescing = network.config.coalescing;
-        let socket = network.sockets.get_mut(&id).expect("the caller has seen it");
-        let first = socket.received.pop_front().expect("the caller has seen one");
+        let socket = network
+            .sockets
+            .get_mut(&id)
+            .expect("the caller has seen it");
+        let first = socket
+            .received
+            .pop_front()
+            .expect("the caller has seen one");
         let stride = first.bytes.len();
         let mut len = 0;
         let put = |buffer: &mut BufferMut, len: &mut usize, packet: &Packet| {
@@ -631,10 +761,6 @@ impl SimDriver {
 }
 
 impl Driver for SimDriver {
-    fn kind(&self) -> DriverKind {
-        DriverKind::Sim
-    }
-
     fn now(&self) -> Nanos {
         self.network.borrow().now
     }
@@ -648,8 +774,15 @@ impl Driver for SimDriver {
     }
 
     fn listen(&mut self, _tables: &mut Tables, listener: BoundListener) -> io::Result<()> {
-        let BoundListener { id, address, wants_peer, .. } = listener;
-        self.network.borrow_mut().listen(self.port, address, id, wants_peer);
+        let BoundListener {
+            id,
+            address,
+            wants_peer,
+            ..
+        } = listener;
+        self.network
+            .borrow_mut()
+            .listen(self.port, address, id, wants_peer);
         Ok(())
     }
 
@@ -659,14 +792,26 @@ impl Driver for SimDriver {
         }
     }
 
-    fn add_socket(&mut self, tables: &mut Tables, socket: BoundDatagramSocket) -> io::Result<SocketId> {
+    fn add_socket(
+        &mut self,
+        tables: &mut Tables,
+        socket: BoundDatagramSocket,
+    ) -> io::Result<SocketId> {
         let id = tables.sockets.insert(socket.service, 0, socket.local);
-        let (socket, _) = self.network.borrow_mut().bind(self.port, id.index, socket.local, None, true)?;
+        let (socket, _) =
+            self.network
+                .borrow_mut()
+                .bind(self.port, id.index, socket.local, None, true)?;
         self.map_socket(id.index, socket);
         Ok(id)
     }
 
-    fn open_socket(&mut self, tables: &mut Tables, service: ServiceId, open: &Open) -> io::Result<SocketId> {
+    fn open_socket(
+        &mut self,
+        tables: &mut Tables,
+        service: ServiceId,
+        open: &Open,
+    ) -> io::Result<SocketId> {
         let network = Rc::clone(&self.network);
         let network = &mut *network.borrow_mut();
         if network.random.happens(network.config.faults.open_failed) {
@@ -685,7 +830,11 @@ impl Driver for SimDriver {
     fn close_socket(&mut self, tables: &mut Tables, index: u32) {
         let socket = tables.sockets.at(index);
         socket.open = false;
-        tables.streams.queued_bytes -= socket.queue.iter().map(|transmit| transmit.data.len()).sum::<usize>();
+        tables.streams.queued_bytes -= socket
+            .queue
+            .iter()
+            .map(|transmit| transmit.data.len())
+            .sum::<usize>();
         socket.queue.clear();
         let mut network = self.network.borrow_mut();
         if let Some(id) = self.sockets.get_mut(index as usize).and_then(Option::take) {
@@ -700,7 +849,12 @@ impl Driver for SimDriver {
         }
     }
 
-    fn connect(&mut self, tables: &mut Tables, service: ServiceId, connect: &Connect) -> io::Result<StreamId> {
+    fn connect(
+        &mut self,
+        tables: &mut Tables,
+        service: ServiceId,
+        connect: &Connect,
+    ) -> io::Result<StreamId> {
         let network = Rc::clone(&self.network);
         let network = &mut *network.borrow_mut();
         if network.random.happens(network.config.faults.connect_failed) {
@@ -708,11 +862,17 @@ impl Driver for SimDriver {
             let errno = OPEN_ERRORS[network.random.below(OPEN_ERRORS.len() as u64) as usize];
             return Err(io::Error::from_raw_os_error(errno));
         }
-        let owner = Owner { port: self.port, index: u32::MAX };
+        let owner = Owner {
+            port: self.port,
+            index: u32::MAX,
+        };
         let id = network.connect(owner, &connect.to, connect.from)?;
         let stream = self.adopt(tables, service, id, CLIENT, State::Connecting);
         let connection = network.connections.get_mut(&id).expect("just made");
-        connection.ends[CLIENT].owner = Some(Owner { port: self.port, index: stream.index });
+        connection.ends[CLIENT].owner = Some(Owner {
+            port: self.port,
+            index: stream.index,
+        });
         Ok(stream)
     }
 
@@ -736,9 +896,17 @@ impl Driver for SimDriver {
         network.release_later(self.port, Released::Stream(index));
     }
 
-    fn hand_on(&mut self, tables: &mut Tables, index: u32, listener: ListenerId, to: ShardId) -> bool {
+    fn hand_on(
+        &mut self,
+        tables: &mut Tables,
+        index: u32,
+        listener: ListenerId,
+        to: ShardId,
+    ) -> bool {
         let to = self.siblings.borrow()[usize::from(to)];
-        let Some((id, _)) = self.connection(index) else { return false };
+        let Some((id, _)) = self.connection(index) else {
+            return false;
+        };
         let mut network = self.network.borrow_mut();
         if to == self.port || !network.hand_on(id, listener, to) {
             return false;
@@ -763,7 +931,12 @@ impl Driver for SimDriver {
     }
 
     /// Never waits: the world calls a turn when there is something to do, or at times for nothing.
-    fn wait(&mut self, tables: &mut Tables, _wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
+    fn wait(
+        &mut self,
+        tables: &mut Tables,
+        _wait: Wait,
+        events: &mut Vec<Event>,
+    ) -> io::Result<()> {
         let network = Rc::clone(&self.network);
         let mut network = network.borrow_mut();
         network.note(traced::TURN, self.port as u64);
@@ -776,7 +949,10 @@ impl Driver for SimDriver {
 
     fn held(&self) -> Held {
         let of = |pool: &Pool| pool.capacity() - pool.available();
-        Held { buffers: of(&self.streams) + of(&self.datagrams) + of(&self.fill), descriptors: self.descriptors }
+        Held {
+            buffers: of(&self.streams) + of(&self.datagrams) + of(&self.fill),
+            descriptors: self.descriptors,
+        }
     }
 }
 

@@ -69,7 +69,8 @@ pub(super) struct Pipe {
 
 impl Pipe {
     pub(super) fn room(&self) -> usize {
-        self.send_bytes_max.saturating_sub(self.unsent.len() + self.unacknowledged)
+        self.send_bytes_max
+            .saturating_sub(self.unsent.len() + self.unacknowledged)
     }
 
     fn is_done(&self) -> bool {
@@ -186,7 +187,10 @@ impl Port {
                 || !self.ready_sockets.is_empty()
                 || !self.adopted.is_empty()
                 || !self.released.is_empty()
-                || self.listeners.iter().any(|listener| listener.armed && !listener.backlog.is_empty())
+                || self
+                    .listeners
+                    .iter()
+                    .any(|listener| listener.armed && !listener.backlog.is_empty())
                 || (!self.starved.is_empty() && self.streams.available() > 0)
                 || (!self.starved_sockets.is_empty() && self.datagrams.available() > 0))
     }
@@ -218,7 +222,10 @@ enum Happening {
     Ready(ConnectionId, usize),
     Datagram(Packet),
     /// A refusal comes back to this address.
-    Refused { to: SocketAddr, from: SocketAddr },
+    Refused {
+        to: SocketAddr,
+        from: SocketAddr,
+    },
     SocketReady(SimSocketId),
     Expire(FlowKey),
     Released(PortId, Released),
@@ -319,13 +326,19 @@ impl Network {
 
     /// Adds to the trace: what a run did, in order.
     pub(super) fn note(&mut self, what: u64, detail: u64) {
-        self.trace = mix(self.trace ^ mix(self.now ^ what << 56) ^ detail.wrapping_mul(0x9e37_79b9_7f4a_7c15));
+        self.trace = mix(self.trace
+            ^ mix(self.now ^ what << 56)
+            ^ detail.wrapping_mul(0x9e37_79b9_7f4a_7c15));
     }
 
     fn schedule(&mut self, at: Nanos, happening: Happening) {
         self.numbers += 1;
         let at = at.max(self.now);
-        self.queue.push(Reverse(Scheduled { at, number: self.numbers, happening }));
+        self.queue.push(Reverse(Scheduled {
+            at,
+            number: self.numbers,
+            happening,
+        }));
     }
 
     fn fault_delay(&mut self) -> Nanos {
@@ -339,7 +352,9 @@ impl Network {
 
     /// Lets the next thing happen.
     pub(super) fn step(&mut self) {
-        let Some(Reverse(Scheduled { at, happening, .. })) = self.queue.pop() else { return };
+        let Some(Reverse(Scheduled { at, happening, .. })) = self.queue.pop() else {
+            return;
+        };
         self.now = self.now.max(at);
         self.happen(happening);
     }
@@ -350,7 +365,9 @@ impl Network {
             Happening::Answer(id, outcome) => self.answer(id, outcome),
             Happening::Segment(id, from, bytes) => self.segment(id, from, &bytes),
             Happening::Fin(id, from) => {
-                let Some(connection) = self.connections.get_mut(&id) else { return };
+                let Some(connection) = self.connections.get_mut(&id) else {
+                    return;
+                };
                 connection.pipes[from].fin = Fin::Arrived;
                 if connection.ends[1 - from].reading {
                     self.mark_ready(id, 1 - from);
@@ -358,7 +375,9 @@ impl Network {
                 self.reap(id);
             }
             Happening::Acknowledge(id, from, count) => {
-                let Some(connection) = self.connections.get_mut(&id) else { return };
+                let Some(connection) = self.connections.get_mut(&id) else {
+                    return;
+                };
                 connection.pipes[from].unacknowledged -= count;
                 if connection.ends[from].blocked {
                     self.mark_ready(id, from);
@@ -366,14 +385,21 @@ impl Network {
                 self.pump(id, from);
             }
             Happening::Window(id, from) => {
-                let Some(connection) = self.connections.get_mut(&id) else { return };
+                let Some(connection) = self.connections.get_mut(&id) else {
+                    return;
+                };
                 connection.pipes[from].window_update = false;
                 self.pump(id, from);
             }
             Happening::Reset(id, end) => self.reset_arrives(id, end),
             Happening::InjectedReset(id) => {
-                let Some(connection) = self.connections.get(&id) else { return };
-                let open = connection.ends.iter().all(|end| end.owner.is_some() && !end.closed && !end.connecting);
+                let Some(connection) = self.connections.get(&id) else {
+                    return;
+                };
+                let open = connection
+                    .ends
+                    .iter()
+                    .all(|end| end.owner.is_some() && !end.closed && !end.connecting);
                 if open && !connection.reset {
                     self.faults.connection_reset += 1;
                     self.path.resets += 1;
@@ -399,18 +425,30 @@ impl Network {
 
     /// The host with these addresses; made when it is new.
     pub(super) fn host(&mut self, addresses: &[IpAddr]) -> HostId {
-        if let Some(host) = addresses.first().and_then(|address| self.host_of.get(address)) {
+        if let Some(host) = addresses
+            .first()
+            .and_then(|address| self.host_of.get(address))
+        {
             return *host;
         }
         let host = self.hosts.len();
-        self.hosts.push(Host { addresses: addresses.to_vec(), next_port: FIRST_PORT });
+        self.hosts.push(Host {
+            addresses: addresses.to_vec(),
+            next_port: FIRST_PORT,
+        });
         for address in addresses {
             self.host_of.insert(*address, host);
         }
         host
     }
 
-    pub(super) fn open_port(&mut self, host: HostId, streams: Pool, datagrams: Pool, fill: Pool) -> PortId {
+    pub(super) fn open_port(
+        &mut self,
+        host: HostId,
+        streams: Pool,
+        datagrams: Pool,
+        fill: Pool,
+    ) -> PortId {
         self.ports.push(Port {
             host,
             listeners: Vec::new(),
@@ -455,15 +493,24 @@ impl Network {
         for (id, end, _) in owned {
             self.let_go(id, end, false);
         }
-        let sockets: Vec<_> =
-            self.sockets.iter().filter(|(_, socket)| socket.port == port).map(|(id, _)| *id).collect();
+        let sockets: Vec<_> = self
+            .sockets
+            .iter()
+            .filter(|(_, socket)| socket.port == port)
+            .map(|(id, _)| *id)
+            .collect();
         for id in sockets {
             self.close_socket(id);
         }
     }
 
     /// Turns a wildcard or loopback address into one of the host, and port 0 into a free one.
-    fn own_address(&mut self, host: HostId, wanted: Option<SocketAddr>, ipv6: bool) -> io::Result<SocketAddr> {
+    fn own_address(
+        &mut self,
+        host: HostId,
+        wanted: Option<SocketAddr>,
+        ipv6: bool,
+    ) -> io::Result<SocketAddr> {
         let ip = match wanted.map(|address| address.ip()) {
             Some(ip) if !ip.is_unspecified() => {
                 if !ip.is_loopback() && !self.hosts[host].addresses.contains(&ip) {
@@ -473,49 +520,98 @@ impl Network {
             }
             _ => {
                 let mut addresses = self.hosts[host].addresses.iter();
-                *addresses.find(|ip| ip.is_ipv6() == ipv6).ok_or_else(|| error(libc::EADDRNOTAVAIL))?
+                *addresses
+                    .find(|ip| ip.is_ipv6() == ipv6)
+                    .ok_or_else(|| error(libc::EADDRNOTAVAIL))?
             }
         };
-        Ok(SocketAddr::new(ip, wanted.map_or(0, |address| address.port())))
+        Ok(SocketAddr::new(
+            ip,
+            wanted.map_or(0, |address| address.port()),
+        ))
     }
 
     fn next_port(&mut self, host: HostId) -> u16 {
         let next = &mut self.hosts[host].next_port;
         let port = *next;
-        *next = if *next == u16::MAX { FIRST_PORT } else { *next + 1 };
+        *next = if *next == u16::MAX {
+            FIRST_PORT
+        } else {
+            *next + 1
+        };
         port
     }
 
     /// A free port where none is asked for.
-    pub(super) fn choose_listen_address(&mut self, host: HostId, address: &Address, datagram: bool) -> io::Result<Address> {
+    pub(super) fn choose_listen_address(
+        &mut self,
+        host: HostId,
+        address: &Address,
+        datagram: bool,
+    ) -> io::Result<Address> {
         let mut address = address.clone();
         if let Address::Ip(ip) = &mut address {
-            if !ip.ip().is_unspecified() && !ip.ip().is_loopback() && !self.hosts[host].addresses.contains(&ip.ip()) {
+            if !ip.ip().is_unspecified()
+                && !ip.ip().is_loopback()
+                && !self.hosts[host].addresses.contains(&ip.ip())
+            {
                 return Err(error(libc::EADDRNOTAVAIL));
             }
             if ip.port() == 0 {
                 ip.set_port(self.next_port(host));
             }
             if datagram {
-                let used = self.bound.get(&(host, *ip)).is_some_and(|group| !group.is_empty());
-                return if used { Err(error(libc::EADDRINUSE)) } else { Ok(address) };
+                let used = self
+                    .bound
+                    .get(&(host, *ip))
+                    .is_some_and(|group| !group.is_empty());
+                return if used {
+                    Err(error(libc::EADDRINUSE))
+                } else {
+                    Ok(address)
+                };
             }
         }
-        let used = self.listening.get(&(host, address.clone())).is_some_and(|group| !group.is_empty());
-        if used { Err(error(libc::EADDRINUSE)) } else { Ok(address) }
+        let used = self
+            .listening
+            .get(&(host, address.clone()))
+            .is_some_and(|group| !group.is_empty());
+        if used {
+            Err(error(libc::EADDRINUSE))
+        } else {
+            Ok(address)
+        }
     }
 
     fn host_for(&self, from: HostId, ip: IpAddr) -> Option<HostId> {
-        if ip.is_loopback() || ip.is_unspecified() { Some(from) } else { self.host_of.get(&ip).copied() }
+        if ip.is_loopback() || ip.is_unspecified() {
+            Some(from)
+        } else {
+            self.host_of.get(&ip).copied()
+        }
     }
 
     // ---- listening and connecting ----------------------------------------------------------
 
-    pub(super) fn listen(&mut self, port: PortId, address: Address, id: ListenerId, wants_peer: bool) {
+    pub(super) fn listen(
+        &mut self,
+        port: PortId,
+        address: Address,
+        id: ListenerId,
+        wants_peer: bool,
+    ) {
         let host = self.ports[port].host;
         let at = self.ports[port].listeners.len();
-        self.ports[port].listeners.push(Listener { id, wants_peer, armed: true, backlog: VecDeque::new() });
-        self.listening.entry((host, address)).or_default().push((port, at));
+        self.ports[port].listeners.push(Listener {
+            id,
+            wants_peer,
+            armed: true,
+            backlog: VecDeque::new(),
+        });
+        self.listening
+            .entry((host, address))
+            .or_default()
+            .push((port, at));
     }
 
     fn pipe(&mut self) -> Pipe {
@@ -533,7 +629,12 @@ impl Network {
         }
     }
 
-    pub(super) fn connect(&mut self, owner: Owner, to: &Address, from: Option<SocketAddr>) -> io::Result<ConnectionId> {
+    pub(super) fn connect(
+        &mut self,
+        owner: Owner,
+        to: &Address,
+        from: Option<SocketAddr>,
+    ) -> io::Result<ConnectionId> {
         let host = self.ports[owner.port].host;
         let mut client = None;
         if let Address::Ip(to) = to {
@@ -567,11 +668,22 @@ impl Network {
         ends[CLIENT].host = host;
         ends[CLIENT].owner = Some(owner);
         ends[CLIENT].connecting = true;
-        let connection = Connection { ends, pipes, client, to: to.clone(), syn_tries: 0, reset: false, established: false };
+        let connection = Connection {
+            ends,
+            pipes,
+            client,
+            to: to.clone(),
+            syn_tries: 0,
+            reset: false,
+            established: false,
+        };
         self.connections.insert(id, connection);
         if self.random.happens(self.config.faults.connection_lost) {
             self.faults.connection_lost += 1;
-            self.schedule(self.now + CONNECT_TIMEOUT, Happening::Answer(id, Err(libc::ETIMEDOUT)));
+            self.schedule(
+                self.now + CONNECT_TIMEOUT,
+                Happening::Answer(id, Err(libc::ETIMEDOUT)),
+            );
             return Ok(id);
         }
         let at = self.now + self.delay();
@@ -587,18 +699,24 @@ impl Network {
     /// partition makes it wait.
     fn arrival(&mut self, from: HostId, to: HostId) -> Nanos {
         let at = self.now + self.delay();
-        let cut = |partition: &&super::config::Partition| (partition.from..partition.until).contains(&at);
+        let cut =
+            |partition: &&super::config::Partition| (partition.from..partition.until).contains(&at);
         match self.config.partitions.iter().find(cut) {
             Some(partition) if from != to => {
                 let until = partition.until;
-                until + self.random.within(&self.config.streams.retransmission_delay)
+                until
+                    + self
+                        .random
+                        .within(&self.config.streams.retransmission_delay)
             }
             _ => at,
         }
     }
 
     fn syn(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         let client_host = connection.ends[CLIENT].host;
         let to = connection.to.clone();
         let host = match &to {
@@ -617,7 +735,11 @@ impl Network {
         };
         let group = self.listeners_of(host, &to);
         if group.is_empty() || refuse {
-            let errno = if matches!(to, Address::Unix(_)) && !refuse { libc::ENOENT } else { libc::ECONNREFUSED };
+            let errno = if matches!(to, Address::Unix(_)) && !refuse {
+                libc::ENOENT
+            } else {
+                libc::ECONNREFUSED
+            };
             let at = self.arrival(host, client_host);
             return self.schedule(at, Happening::Answer(id, Err(errno)));
         }
@@ -647,22 +769,32 @@ impl Network {
     }
 
     fn listeners_of(&self, host: HostId, to: &Address) -> Vec<(PortId, usize)> {
-        let exact = self.listening.get(&(host, to.clone())).filter(|group| !group.is_empty());
+        let exact = self
+            .listening
+            .get(&(host, to.clone()))
+            .filter(|group| !group.is_empty());
         if let Some(group) = exact {
             return group.clone();
         }
-        let Address::Ip(ip) = to else { return Vec::new() };
+        let Address::Ip(ip) = to else {
+            return Vec::new();
+        };
         let any: IpAddr = if ip.is_ipv6() {
             std::net::Ipv6Addr::UNSPECIFIED.into()
         } else {
             std::net::Ipv4Addr::UNSPECIFIED.into()
         };
         let any = Address::Ip(SocketAddr::new(any, ip.port()));
-        self.listening.get(&(host, any)).cloned().unwrap_or_default()
+        self.listening
+            .get(&(host, any))
+            .cloned()
+            .unwrap_or_default()
     }
 
     fn answer(&mut self, id: ConnectionId, outcome: Result<(), i32>) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         let end = &mut connection.ends[CLIENT];
         if end.error.is_none() && end.connecting {
             end.outcome = Some(outcome);
@@ -672,13 +804,17 @@ impl Network {
 
     /// A shard accepts: from now on it owns the server's end.
     pub(super) fn accepted(&mut self, id: ConnectionId, owner: Owner) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         connection.ends[SERVER].owner = Some(owner);
     }
 
     /// A shard gives the server's end to another one.
     pub(super) fn hand_on(&mut self, id: ConnectionId, listener: ListenerId, to: PortId) -> bool {
-        let Some(connection) = self.connections.get_mut(&id) else { return false };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return false;
+        };
         if !self.ports[to].open {
             return false;
         }
@@ -693,7 +829,9 @@ impl Network {
     // ---- stream bytes ----------------------------------------------------------------------
 
     fn mark_ready(&mut self, id: ConnectionId, at: usize) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         let end = &mut connection.ends[at];
         let Some(owner) = end.owner else { return };
         if !end.ready && !end.closed {
@@ -709,7 +847,12 @@ impl Network {
     }
 
     /// The driver looks at an end now.
-    pub(super) fn take_ready(&mut self, id: ConnectionId, at: usize, port: PortId) -> Option<Owner> {
+    pub(super) fn take_ready(
+        &mut self,
+        id: ConnectionId,
+        at: usize,
+        port: PortId,
+    ) -> Option<Owner> {
         let end = &mut self.connections.get_mut(&id)?.ends[at];
         let owner = end.owner.filter(|owner| owner.port == port)?;
         end.ready = false;
@@ -722,8 +865,11 @@ impl Network {
     }
 
     pub(super) fn set_reading(&mut self, id: ConnectionId, at: usize, on: bool) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
-        let waits = !connection.pipes[1 - at].received.is_empty() || connection.pipes[1 - at].fin == Fin::Arrived;
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
+        let waits = !connection.pipes[1 - at].received.is_empty()
+            || connection.pipes[1 - at].fin == Fin::Arrived;
         let end = &mut connection.ends[at];
         end.reading = on;
         if on && (waits || end.error.is_some()) {
@@ -733,7 +879,9 @@ impl Network {
 
     /// Room in the send buffer of an end, or why sending fails.
     pub(super) fn send_room(&self, id: ConnectionId, at: usize) -> Result<usize, i32> {
-        let Some(connection) = self.connections.get(&id) else { return Err(libc::EPIPE) };
+        let Some(connection) = self.connections.get(&id) else {
+            return Err(libc::EPIPE);
+        };
         if let Some(errno) = connection.ends[at].error {
             return Err(errno);
         }
@@ -750,7 +898,9 @@ impl Network {
     }
 
     pub(super) fn finish(&mut self, id: ConnectionId, at: usize) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         if connection.pipes[at].fin == Fin::No {
             connection.pipes[at].fin = Fin::Wanted;
         }
@@ -760,13 +910,17 @@ impl Network {
     /// Sends what the peer's window allows, cut anywhere.
     pub(super) fn pump(&mut self, id: ConnectionId, at: usize) {
         loop {
-            let Some(connection) = self.connections.get_mut(&id) else { return };
+            let Some(connection) = self.connections.get_mut(&id) else {
+                return;
+            };
             if connection.reset {
                 return;
             }
             let (from, to) = (connection.ends[at].host, connection.ends[1 - at].host);
             let pipe = &mut connection.pipes[at];
-            let window = pipe.receive_bytes_max.saturating_sub(pipe.in_flight + pipe.received.len());
+            let window = pipe
+                .receive_bytes_max
+                .saturating_sub(pipe.in_flight + pipe.received.len());
             let wanted = pipe.unsent.len().min(window);
             let ends = pipe.unsent.is_empty() && pipe.fin == Fin::Wanted;
             if wanted == 0 && !ends {
@@ -775,9 +929,15 @@ impl Network {
             let mut arrival = self.arrival(from, to);
             if self.random.happens(self.config.streams.segment_loss) {
                 self.path.retransmitted += 1;
-                arrival += self.random.within(&self.config.streams.retransmission_delay);
+                arrival += self
+                    .random
+                    .within(&self.config.streams.retransmission_delay);
             }
-            let len = wanted.min(self.random.within(&self.config.streams.segment_bytes).max(1) as usize);
+            let len = wanted.min(
+                self.random
+                    .within(&self.config.streams.segment_bytes)
+                    .max(1) as usize,
+            );
             let pipe = &mut self.connections.get_mut(&id).expect("seen above").pipes[at];
             arrival = arrival.max(pipe.last_arrival);
             pipe.last_arrival = arrival;
@@ -793,7 +953,9 @@ impl Network {
     }
 
     fn segment(&mut self, id: ConnectionId, from: usize, bytes: &[u8]) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         if connection.reset {
             return;
         }
@@ -815,7 +977,9 @@ impl Network {
 
     /// Takes up to `into.len()` received bytes.
     pub(super) fn receive(&mut self, id: ConnectionId, at: usize, into: &mut [u8]) -> usize {
-        let Some(connection) = self.connections.get_mut(&id) else { return 0 };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return 0;
+        };
         let pipe = &mut connection.pipes[1 - at];
         let len = into.len().min(pipe.received.len());
         for (to, byte) in into.iter_mut().zip(pipe.received.drain(..len)) {
@@ -832,7 +996,9 @@ impl Network {
 
     /// One end sends a reset: it is dead, and the other learns of it.
     fn send_reset(&mut self, id: ConnectionId, by: usize) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         if !connection.reset {
             connection.reset = true;
             self.path.resets += 1;
@@ -845,7 +1011,9 @@ impl Network {
     }
 
     fn reset_arrives(&mut self, id: ConnectionId, at: usize) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         connection.reset = true;
         let end = &mut connection.ends[at];
         if !end.closed {
@@ -863,7 +1031,9 @@ impl Network {
     /// An application lets go of its end: FIN after what is queued, or a reset when it wants one
     /// or has left data unread (RFC 1122 §4.2.2.13).
     pub(super) fn let_go(&mut self, id: ConnectionId, at: usize, reset: bool) {
-        let Some(connection) = self.connections.get_mut(&id) else { return };
+        let Some(connection) = self.connections.get_mut(&id) else {
+            return;
+        };
         let end = &mut connection.ends[at];
         end.owner = None;
         end.reading = false;
@@ -889,7 +1059,9 @@ impl Network {
 
     /// Forgets a connection that neither end needs any more.
     fn reap(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.get(&id) else { return };
+        let Some(connection) = self.connections.get(&id) else {
+            return;
+        };
         let done = connection.reset || connection.pipes.iter().all(Pipe::is_done);
         if connection.ends.iter().all(|end| end.closed) && done {
             self.forget(id);
@@ -897,7 +1069,9 @@ impl Network {
     }
 
     fn forget(&mut self, id: ConnectionId) {
-        let Some(connection) = self.connections.remove(&id) else { return };
+        let Some(connection) = self.connections.remove(&id) else {
+            return;
+        };
         if let (Some(client), Address::Ip(to)) = (connection.client, connection.to) {
             self.tuples.remove(&(client, to));
         }
@@ -951,7 +1125,12 @@ impl Network {
                     return Err(error(libc::EADDRINUSE));
                 }
             }
-        } else if !share && self.bound.get(&(host, local)).is_some_and(|group| !group.is_empty()) {
+        } else if !share
+            && self
+                .bound
+                .get(&(host, local))
+                .is_some_and(|group| !group.is_empty())
+        {
             return Err(error(libc::EADDRINUSE));
         }
         let id = self.next_socket;
@@ -974,7 +1153,9 @@ impl Network {
     }
 
     pub(super) fn close_socket(&mut self, id: SimSocketId) {
-        let Some(socket) = self.sockets.remove(&id) else { return };
+        let Some(socket) = self.sockets.remove(&id) else {
+            return;
+        };
         let key = (socket.host, socket.local);
         if let Some(group) = self.bound.get_mut(&key) {
             group.retain(|member| *member != id);
@@ -985,7 +1166,9 @@ impl Network {
     }
 
     fn mark_socket_ready(&mut self, id: SimSocketId) {
-        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        let Some(socket) = self.sockets.get_mut(&id) else {
+            return;
+        };
         if !socket.ready && socket.reading {
             socket.ready = true;
             self.ports[socket.port].ready_sockets.push(id);
@@ -1008,7 +1191,9 @@ impl Network {
     }
 
     pub(super) fn set_socket_reading(&mut self, id: SimSocketId, on: bool) {
-        let Some(socket) = self.sockets.get_mut(&id) else { return };
+        let Some(socket) = self.sockets.get_mut(&id) else {
+            return;
+        };
         socket.reading = on;
         if on && (!socket.received.is_empty() || socket.error.is_some()) {
             self.mark_socket_ready(id);
@@ -1016,8 +1201,17 @@ impl Network {
     }
 
     /// Sends one datagram from a socket.
-    pub(super) fn transmit(&mut self, id: SimSocketId, to: SocketAddr, source: Option<IpAddr>, ecn: Ecn, bytes: &[u8]) {
-        let Some(socket) = self.sockets.get(&id) else { return };
+    pub(super) fn transmit(
+        &mut self,
+        id: SimSocketId,
+        to: SocketAddr,
+        source: Option<IpAddr>,
+        ecn: Ecn,
+        bytes: &[u8],
+    ) {
+        let Some(socket) = self.sockets.get(&id) else {
+            return;
+        };
         let host = socket.host;
         let mut from = socket.local;
         let connected = socket.peer.is_some();
@@ -1041,11 +1235,23 @@ impl Network {
         let flow = self.flows.entry(key).or_insert_with(|| {
             let number = mix(address_hash(&key.0) ^ mix(address_hash(&key.1)));
             let link = |direction| Link::new(Decider::new(seed, number, direction));
-            Flow { first: from, links: [link(Direction::Forward), link(Direction::Backward)] }
+            Flow {
+                first: from,
+                links: [link(Direction::Forward), link(Direction::Backward)],
+            }
         });
         let backward = usize::from(flow.first != from);
-        let model = if backward == 0 { &self.config.forward } else { &self.config.backward };
-        let packet = Packet { from, to, ecn, bytes: bytes.into() };
+        let model = if backward == 0 {
+            &self.config.forward
+        } else {
+            &self.config.backward
+        };
+        let packet = Packet {
+            from,
+            to,
+            ecn,
+            bytes: bytes.into(),
+        };
         let link = &mut flow.links[backward];
         let before = link.next_expiry();
         let outcome = link.offer(self.now, bytes.len(), packet, model, &mut self.departures);
@@ -1069,9 +1275,18 @@ impl Network {
     fn depart(&mut self, key: FlowKey, backward: usize) {
         let mut departures = std::mem::take(&mut self.departures);
         for departure in departures.drain(..) {
-            let Departure { at, index, corrupted, mut item } = departure;
+            let Departure {
+                at,
+                index,
+                corrupted,
+                mut item,
+            } = departure;
             if corrupted {
-                let model = if backward == 0 { &self.config.forward } else { &self.config.backward };
+                let model = if backward == 0 {
+                    &self.config.forward
+                } else {
+                    &self.config.backward
+                };
                 self.path.corrupted += 1;
                 if !self.config.deliver_corrupted {
                     continue;
@@ -1089,7 +1304,9 @@ impl Network {
     fn expire(&mut self, key: FlowKey) {
         let now = self.now;
         for backward in 0..2 {
-            let Some(flow) = self.flows.get_mut(&key) else { return };
+            let Some(flow) = self.flows.get_mut(&key) else {
+                return;
+            };
             flow.links[backward].expire(now, &mut self.departures);
             let next = flow.links[backward].next_expiry();
             self.depart(key, backward);
@@ -1111,7 +1328,11 @@ impl Network {
             return;
         };
         let now = self.now;
-        let cut = self.config.partitions.iter().any(|partition| (partition.from..partition.until).contains(&now));
+        let cut = self
+            .config
+            .partitions
+            .iter()
+            .any(|partition| (partition.from..partition.until).contains(&now));
         if cut && sender.is_some_and(|sender| sender != host) {
             self.path.blackout += 1;
             return;
@@ -1119,7 +1340,13 @@ impl Network {
         let Some(id) = self.socket_for(host, &packet) else {
             self.path.unreachable += 1;
             let at = self.now + self.delay();
-            return self.schedule(at, Happening::Refused { to: packet.from, from: packet.to });
+            return self.schedule(
+                at,
+                Happening::Refused {
+                    to: packet.from,
+                    from: packet.to,
+                },
+            );
         };
         let room = self.config.socket_buffer_bytes;
         let socket = self.sockets.get_mut(&id).expect("a bound socket is open");
@@ -1134,9 +1361,7 @@ impl Network {
     }
 
     fn loopback_host(&self, to: SocketAddr) -> Option<HostId> {
-        (0..self.hosts.len()).find(|host| {
-            self.group(*host, to).is_some()
-        })
+        (0..self.hosts.len()).find(|host| self.group(*host, to).is_some())
     }
 
     fn group(&self, host: HostId, to: SocketAddr) -> Option<&Vec<SimSocketId>> {
@@ -1145,7 +1370,9 @@ impl Network {
         } else {
             std::net::Ipv4Addr::UNSPECIFIED.into()
         };
-        self.bound.get(&(host, to)).or_else(|| self.bound.get(&(host, SocketAddr::new(any, to.port()))))
+        self.bound
+            .get(&(host, to))
+            .or_else(|| self.bound.get(&(host, SocketAddr::new(any, to.port()))))
     }
 
     fn socket_for(&self, host: HostId, packet: &Packet) -> Option<SimSocketId> {
@@ -1160,11 +1387,26 @@ impl Network {
     }
 
     fn refused(&mut self, to: SocketAddr, from: SocketAddr) {
-        let host = self.host_of.get(&to.ip()).copied().or_else(|| self.loopback_host(to));
-        let Some(group) = host.and_then(|host| self.group(host, to)) else { return };
+        let host = self
+            .host_of
+            .get(&to.ip())
+            .copied()
+            .or_else(|| self.loopback_host(to));
+        let Some(group) = host.and_then(|host| self.group(host, to)) else {
+            return;
+        };
         // Only a connected socket hears of it.
-        let Some(id) = group.iter().copied().find(|id| self.sockets[id].peer == Some(from)) else { return };
-        self.sockets.get_mut(&id).expect("a bound socket is open").error = Some(libc::ECONNREFUSED);
+        let Some(id) = group
+            .iter()
+            .copied()
+            .find(|id| self.sockets[id].peer == Some(from))
+        else {
+            return;
+        };
+        self.sockets
+            .get_mut(&id)
+            .expect("a bound socket is open")
+            .error = Some(libc::ECONNREFUSED);
         self.mark_socket_ready(id);
     }
 }

@@ -12,9 +12,9 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicUsize;
 use std::time::Duration;
 
+use super::SimDriver;
 use super::config::{FaultCounts, PathCounts, WorldConfig};
 use super::network::Network;
-use super::SimDriver;
 use crate::control::{ControlState, Notice, Stop};
 use crate::driver::{Address, BoundDatagramSocket, BoundListener, BoundSocket};
 use crate::engine::{AnyService, BoundAddress, Endpoint};
@@ -41,7 +41,10 @@ const TURNS_AT_ONCE_MAX: u32 = 1_000_000;
 pub fn seeds(count: u64) -> Vec<u64> {
     let number = |name: &str| {
         let text = std::env::var(name).ok()?;
-        Some(text.parse().unwrap_or_else(|_| panic!("{name} is {text:?}, but must be a number")))
+        Some(
+            text.parse()
+                .unwrap_or_else(|_| panic!("{name} is {text:?}, but must be a number")),
+        )
     };
     match number("RINGMILL_SEED") {
         Some(seed) => vec![seed],
@@ -61,8 +64,18 @@ impl EngineSpec {
     /// An engine with this many shards, of small pools so that they run out sometimes.
     #[must_use]
     pub fn new(shards: u16) -> Self {
-        let limits = Limits { stream_pool_bytes: 256 << 10, datagram_buffers: 16, fill_buffers: 8, ..Limits::default() };
-        Self { shards, limits, addresses: Vec::new(), services: Vec::new() }
+        let limits = Limits {
+            stream_pool_bytes: 256 << 10,
+            datagram_buffers: 16,
+            fill_buffers: 8,
+            ..Limits::default()
+        };
+        Self {
+            shards,
+            limits,
+            addresses: Vec::new(),
+            services: Vec::new(),
+        }
     }
 
     /// Bounds and timeouts.
@@ -78,7 +91,11 @@ impl EngineSpec {
     /// When the text is not an IP address.
     #[must_use]
     pub fn host(mut self, address: &str) -> Self {
-        self.addresses.push(address.parse().unwrap_or_else(|_| panic!("{address:?} is not an IP address")));
+        self.addresses.push(
+            address
+                .parse()
+                .unwrap_or_else(|_| panic!("{address:?} is not an IP address")),
+        );
         self
     }
 
@@ -148,7 +165,10 @@ impl Leaks {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.running + self.connections + self.sockets == 0
-            && self.shards.values().all(|shard| *shard == ShardLeaks::default())
+            && self
+                .shards
+                .values()
+                .all(|shard| *shard == ShardLeaks::default())
     }
 
     /// Panics when something is left.
@@ -195,7 +215,12 @@ impl World {
             }
         }
         let network = Rc::new(RefCell::new(Network::new(seed, config)));
-        Self { seed, network, engines: Vec::new(), turns_at_once: 0 }
+        Self {
+            seed,
+            network,
+            engines: Vec::new(),
+            turns_at_once: 0,
+        }
     }
 
     /// Starts an engine: binds its endpoints and opens its shards.
@@ -203,38 +228,70 @@ impl World {
     /// # Errors
     /// When an endpoint cannot be bound, as on a real host, or the specification asks for nothing.
     pub fn engine(&mut self, spec: EngineSpec) -> Result<EngineId, StartError> {
-        let EngineSpec { shards, limits, mut addresses, services } = spec;
+        let EngineSpec {
+            shards,
+            limits,
+            mut addresses,
+            services,
+        } = spec;
         if services.is_empty() || shards == 0 {
-            return Err(StartError::Configuration("an engine needs a service and a shard".into()));
+            return Err(StartError::Configuration(
+                "an engine needs a service and a shard".into(),
+            ));
         }
         if addresses.is_empty() {
-            addresses.push(IpAddr::from([10, 255, (self.engines.len() / 250) as u8, (self.engines.len() % 250) as u8 + 1]));
+            addresses.push(IpAddr::from([
+                10,
+                255,
+                (self.engines.len() / 250) as u8,
+                (self.engines.len() % 250) as u8 + 1,
+            ]));
         }
         let host = self.network.borrow_mut().host(&addresses);
         let bells = shard_bells(shards);
         let control = Arc::new(ControlState::new(Arc::clone(&bells)));
         let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();
-        let metrics: Vec<_> = (0..shards).map(|_| Arc::new(ShardMetrics::new(services.len()))).collect();
+        let metrics: Vec<_> = (0..shards)
+            .map(|_| Arc::new(ShardMetrics::new(services.len())))
+            .collect();
 
         let mut bound = Vec::new();
         let mut guests: Vec<Vec<_>> = (0..shards).map(|_| Vec::new()).collect();
         for (service, definition) in services.iter().enumerate() {
             for (endpoint, wanted) in definition.endpoints().iter().enumerate() {
-                let id = ListenerId { service: service as ServiceId, endpoint: endpoint as u16 };
+                let id = ListenerId {
+                    service: service as ServiceId,
+                    endpoint: endpoint as u16,
+                };
                 let (address, datagram) = match wanted {
                     Endpoint::Stream { address, .. } => (address.clone(), false),
                     Endpoint::Datagram(address) => (Address::Ip(*address), true),
                 };
-                let chosen = self.network.borrow_mut().choose_listen_address(host, &address, datagram);
+                let chosen = self
+                    .network
+                    .borrow_mut()
+                    .choose_listen_address(host, &address, datagram);
                 let address = chosen.map_err(|error| StartError::Bind {
                     address: address.to_string(),
                     error,
                     holder: None,
                 })?;
-                bound.push((BoundAddress { service: definition.name().to_owned(), id, address }, wanted.clone()));
+                bound.push((
+                    BoundAddress {
+                        service: definition.name().to_owned(),
+                        id,
+                        address,
+                        datagrams: datagram,
+                    },
+                    wanted.clone(),
+                ));
             }
             let messages_max = limits.mailbox_messages_max;
-            for (shard, guest) in definition.guests(service as ServiceId, &bells, messages_max).into_iter().enumerate() {
+            for (shard, guest) in definition
+                .guests(service as ServiceId, &bells, messages_max)
+                .into_iter()
+                .enumerate()
+            {
                 guests[shard].push(guest);
             }
         }
@@ -268,24 +325,33 @@ impl World {
             };
             for (BoundAddress { id, address, .. }, endpoint) in &bound {
                 match (endpoint, address) {
-                    (Endpoint::Datagram(_), Address::Ip(local)) => parts.sockets.push(BoundDatagramSocket {
-                        service: id.service,
-                        endpoint: Some(id.endpoint),
-                        local: *local,
-                        socket: BoundSocket::Simulated,
-                    }),
-                    (Endpoint::Stream { wants_peer, .. }, _) => parts.listeners.push(BoundListener {
-                        id: *id,
-                        address: address.clone(),
-                        socket: BoundSocket::Simulated,
-                        wants_peer: *wants_peer,
-                    }),
-                    (Endpoint::Datagram(_), Address::Unix(_)) => unreachable!("datagram endpoints are IP"),
+                    (Endpoint::Datagram(_), Address::Ip(local)) => {
+                        parts.sockets.push(BoundDatagramSocket {
+                            service: id.service,
+                            endpoint: Some(id.endpoint),
+                            local: *local,
+                            socket: BoundSocket::Simulated,
+                        })
+                    }
+                    (Endpoint::Stream { wants_peer, .. }, _) => {
+                        parts.listeners.push(BoundListener {
+                            id: *id,
+                            address: address.clone(),
+                            socket: BoundSocket::Simulated,
+                            wants_peer: *wants_peer,
+                        })
+                    }
+                    (Endpoint::Datagram(_), Address::Unix(_)) => {
+                        unreachable!("datagram endpoints are IP")
+                    }
                 }
             }
             let port = driver.port();
-            let shard = Shard::open(Box::new(driver), parts)
-                .map_err(|error| StartError::Shard { shard: shard as ShardId, error })?;
+            let shard =
+                Shard::open(Box::new(driver), parts).map_err(|error| StartError::Shard {
+                    shard: shard as ShardId,
+                    error,
+                })?;
             let now = self.now();
             engine.slots.push(Slot {
                 shard: Some(shard),
@@ -357,14 +423,20 @@ impl World {
     /// Counters of one service, summed over the shards.
     #[must_use]
     pub fn service_totals(&self, engine: EngineId, service: usize) -> ServiceSnapshot {
-        let snapshots = self.engines[engine.0].metrics.iter().map(|metrics| metrics.services[service].snapshot());
+        let snapshots = self.engines[engine.0]
+            .metrics
+            .iter()
+            .map(|metrics| metrics.services[service].snapshot());
         snapshots.fold(ServiceSnapshot::default(), |sum, next| sum.plus(&next))
     }
 
     /// Counters of the shards themselves, summed.
     #[must_use]
     pub fn shard_totals(&self, engine: EngineId) -> ShardSnapshot {
-        let snapshots = self.engines[engine.0].metrics.iter().map(|metrics| metrics.shard.snapshot());
+        let snapshots = self.engines[engine.0]
+            .metrics
+            .iter()
+            .map(|metrics| metrics.shard.snapshot());
         snapshots.fold(ShardSnapshot::default(), |sum, next| sum.plus(&next))
     }
 
@@ -395,14 +467,21 @@ impl World {
     /// Whether all shards of an engine have ended.
     #[must_use]
     pub fn has_ended(&self, engine: EngineId) -> bool {
-        self.engines[engine.0].slots.iter().all(|slot| slot.shard.is_none())
+        self.engines[engine.0]
+            .slots
+            .iter()
+            .all(|slot| slot.shard.is_none())
     }
 
     /// Runs until the condition holds.
     ///
     /// # Errors
     /// When it does not within `limit` (ns of virtual time from now).
-    pub fn run_until(&mut self, mut done: impl FnMut(&Self) -> bool, limit: Nanos) -> Result<(), Stuck> {
+    pub fn run_until(
+        &mut self,
+        mut done: impl FnMut(&Self) -> bool,
+        limit: Nanos,
+    ) -> Result<(), Stuck> {
         let deadline = self.now().saturating_add(limit);
         while !done(self) {
             match self.next_at() {
@@ -437,8 +516,14 @@ impl World {
         for engine in &self.engines {
             engine.control.request(Stop::Drain);
         }
-        let drain = self.engines.iter().map(|engine| engine.drain).max().unwrap_or(0);
-        let ended = |world: &Self| (0..world.engines.len()).all(|engine| world.has_ended(EngineId(engine)));
+        let drain = self
+            .engines
+            .iter()
+            .map(|engine| engine.drain)
+            .max()
+            .unwrap_or(0);
+        let ended =
+            |world: &Self| (0..world.engines.len()).all(|engine| world.has_ended(EngineId(engine)));
         self.run_until(ended, drain + STOP_SLACK)?;
         // What is still under way arrives or is thrown away.
         while self.network.borrow().next_at().is_some() {
@@ -461,8 +546,17 @@ impl World {
                 leaks.running += usize::from(slot.shard.is_some());
                 let port = &network.ports[slot.port];
                 let pools = [&port.streams, &port.datagrams, &port.fill];
-                let buffers = pools.iter().map(|pool| pool.capacity() - pool.available()).sum();
-                leaks.shards.insert((EngineId(number), shard as ShardId), ShardLeaks { buffers, ..slot.held });
+                let buffers = pools
+                    .iter()
+                    .map(|pool| pool.capacity() - pool.available())
+                    .sum();
+                leaks.shards.insert(
+                    (EngineId(number), shard as ShardId),
+                    ShardLeaks {
+                        buffers,
+                        ..slot.held
+                    },
+                );
             }
         }
         leaks
@@ -490,10 +584,10 @@ impl World {
         let mut next = None;
         for (engine, simulated) in self.engines.iter_mut().enumerate() {
             for (shard, slot) in simulated.slots.iter_mut().enumerate() {
-                if let Some(at) = Self::slot_at(&network, slot) {
-                    if next.is_none_or(|(earliest, _, _)| at < earliest) {
-                        next = Some((at, engine, shard));
-                    }
+                if let Some(at) = Self::slot_at(&network, slot)
+                    && next.is_none_or(|(earliest, _, _)| at < earliest)
+                {
+                    next = Some((at, engine, shard));
                 }
             }
         }
@@ -529,11 +623,17 @@ impl World {
         let seed = self.seed;
         {
             let mut network = self.network.borrow_mut();
-            self.turns_at_once = if at > network.now { 0 } else { self.turns_at_once + 1 };
+            self.turns_at_once = if at > network.now {
+                0
+            } else {
+                self.turns_at_once + 1
+            };
             network.now = at;
         }
         let slot = &mut self.engines[engine].slots[shard];
-        let Some(running) = &mut slot.shard else { return };
+        let Some(running) = &mut slot.shard else {
+            return;
+        };
         slot.wake_at = None;
         slot.message_at = None;
         if let Err(error) = running.turn() {
@@ -542,7 +642,13 @@ impl World {
         if running.has_ended() {
             let (streams, sockets, queued_bytes) = running.table_counts();
             let descriptors = running.held().descriptors;
-            slot.held = ShardLeaks { streams, sockets, queued_bytes, descriptors, buffers: 0 };
+            slot.held = ShardLeaks {
+                streams,
+                sockets,
+                queued_bytes,
+                descriptors,
+                buffers: 0,
+            };
             slot.shard = None;
             return;
         }
@@ -554,12 +660,15 @@ impl World {
         } else if network.random.happens(network.config.faults.spurious_wake) {
             network.faults.spurious_wake += 1;
             slot.wake_at = Some(slot.busy_until);
-        } else if let Some(deadline) = running.next_deadline() {
-            if deadline > slot.busy_until && network.random.happens(network.config.faults.early_timer_wake) {
-                network.faults.early_timer_wake += 1;
-                let early = network.random.below(deadline - slot.busy_until);
-                slot.wake_at = Some(slot.busy_until + early);
-            }
+        } else if let Some(deadline) = running.next_deadline()
+            && deadline > slot.busy_until
+            && network
+                .random
+                .happens(network.config.faults.early_timer_wake)
+        {
+            network.faults.early_timer_wake += 1;
+            let early = network.random.below(deadline - slot.busy_until);
+            slot.wake_at = Some(slot.busy_until + early);
         }
     }
 
@@ -578,7 +687,10 @@ impl World {
                 }
             }
             if slot.message_at.is_none() && slot.wake_at.is_none() && shard.has_work() {
-                let delay = if network.random.happens(network.config.faults.late_message_wake) {
+                let delay = if network
+                    .random
+                    .happens(network.config.faults.late_message_wake)
+                {
                     network.faults.late_message_wake += 1;
                     network.random.within(&LATE_MESSAGE)
                 } else {
@@ -612,15 +724,27 @@ impl World {
                 };
             }
         }
-        state.push_str(&format!("{} connections in the network", network.connections.len()));
-        Stuck { what, seed: self.seed, now_ms: network.now / 1_000_000, state }
+        state.push_str(&format!(
+            "{} connections in the network",
+            network.connections.len()
+        ));
+        Stuck {
+            what,
+            seed: self.seed,
+            now_ms: network.now / 1_000_000,
+            state,
+        }
     }
 }
 
 impl Drop for World {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let now = self.network.try_borrow().map(|network| network.now / 1_000_000).unwrap_or(0);
+            let now = self
+                .network
+                .try_borrow()
+                .map(|network| network.now / 1_000_000)
+                .unwrap_or(0);
             eprintln!(
                 "the simulation failed with seed {} at {now} ms of virtual time; \
                  replay it with RINGMILL_SEED={} cargo test <the test's name>",

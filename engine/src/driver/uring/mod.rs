@@ -20,8 +20,8 @@ use io_uring::{cqueue, opcode, squeue, types};
 
 use self::ring::{BufferRing, Ring};
 use super::{
-    BoundDatagramSocket, BoundListener, BoundSocket, Close, Connect, Driver, DriverKind, Event,
-    Held, Open, Tables, Wait,
+    BoundDatagramSocket, BoundListener, BoundSocket, Close, Connect, Driver, Event, Held, Open,
+    Tables, Wait,
 };
 use crate::datagram::{Transmit, segments};
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -1362,10 +1362,6 @@ impl Uring {
 }
 
 impl Driver for Uring {
-    fn kind(&self) -> DriverKind {
-        DriverKind::Uring
-    }
-
     fn now(&self) -> Nanos {
         monotonic_now()
     }
