@@ -143,6 +143,8 @@ pub(crate) struct Streams {
     blocks: Vec<Box<[Stream]>>,
     free: Vec<u32>,
     live: usize,
+    // Boxed, because a stream's entry holds a pointer: the box itself is what is reused.
+    #[allow(clippy::vec_box)]
     spare_queues: Vec<Box<SendQueue>>,
     /// Streams with something to send this turn.
     pub(crate) dirty: Vec<u32>,

@@ -223,10 +223,8 @@ impl Ring {
             return Err(io::Error::last_os_error());
         }
         // SAFETY: just made, owned by nobody else.
-        Ok(MessageWaker {
-            ring: unsafe { OwnedFd::from_raw_fd(fd) },
-            user_data,
-        })
+        let ring = unsafe { OwnedFd::from_raw_fd(fd) };
+        Ok(MessageWaker { ring, user_data })
     }
 }
 
@@ -298,10 +296,8 @@ pub(super) fn message_works(ring: &IoUring) -> bool {
         return false;
     }
     // SAFETY: just made, owned by nobody else.
-    let waker = MessageWaker {
-        ring: unsafe { OwnedFd::from_raw_fd(fd) },
-        user_data: 0,
-    };
+    let ring = unsafe { OwnedFd::from_raw_fd(fd) };
+    let waker = MessageWaker { ring, user_data: 0 };
     waker.post().is_ok()
 }
 
