@@ -90,7 +90,6 @@ impl Setting {
     fn builder(&self) -> Builder {
         let options = uring::Options {
             refuse: self.refuse.clone(),
-            ..Default::default()
         };
         Engine::builder().driver(self.driver).uring_options(options)
     }
@@ -1370,10 +1369,8 @@ fn run_out_of_files(setting: &Setting) {
         rlim_max: 100,
     };
     // SAFETY: setrlimit reads the struct that it is given.
-    assert_eq!(
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) },
-        0
-    );
+    let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
+    assert_eq!(result, 0);
     let engine = echo(
         setting,
         Limits::default(),

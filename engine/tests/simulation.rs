@@ -291,7 +291,7 @@ impl Checker {
     fn talk_on(&mut self, ctx: &mut Context<'_, ()>, id: StreamId) {
         let moody = self.plan.moody;
         let talk = self.talk(id);
-        while talk.sent < talk.total {
+        if talk.sent < talk.total {
             if moody && talk.dice.below(8) == 0 {
                 // Think for a while.
                 let pause = talk.dice.below(20 * MILLI);
@@ -1123,12 +1123,14 @@ fn a_world_that_stands_still_says_so() {
 #[test]
 fn a_graceful_stop_under_load_fails_nobody() {
     for seed in seeds(200) {
-        let mut config = WorldConfig::default();
-        config.faults = Faults {
-            short_send: 0.3,
-            spurious_wake: 0.2,
-            receive_ended: 0.2,
-            ..Faults::default()
+        let config = WorldConfig {
+            faults: Faults {
+                short_send: 0.3,
+                spurious_wake: 0.2,
+                receive_ended: 0.2,
+                ..Faults::default()
+            },
+            ..WorldConfig::default()
         };
         let mut run = Run::new(
             seed,

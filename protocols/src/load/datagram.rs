@@ -45,8 +45,8 @@ struct Place {
     /// When, among the datagrams of the flow, it was sent.
     order: u64,
     out: bool,
-    /// The one before was counted as lost.
-    lost_before: bool,
+    /// The turn that was last counted as lost; 0 when there is none, or its answer came late.
+    lost_turn: u64,
 }
 
 struct Flow {
@@ -286,7 +286,7 @@ impl DatagramLoad {
             for (number, place) in flow.places.iter_mut().enumerate() {
                 if place.out && place.sent <= due {
                     place.out = false;
-                    place.lost_before = true;
+                    place.lost_turn = place.turn;
                     self.outstanding -= 1;
                     if self.recorder.measuring || self.ended {
                         self.recorder.tally.lost += 1;
@@ -319,11 +319,9 @@ impl DatagramLoad {
             return None;
         };
         if turn != place.turn || !place.out {
-            if turn + 1 == place.turn && place.lost_before
-                || turn == place.turn && place.lost_before
-            {
+            if turn == place.lost_turn && turn > 0 {
                 self.recorder.tally.late += 1;
-                place.lost_before = false;
+                place.lost_turn = 0;
             } else if turn <= place.turn && turn > 0 {
                 self.recorder.tally.duplicated += 1;
             } else {
@@ -332,7 +330,6 @@ impl DatagramLoad {
             return None;
         }
         place.out = false;
-        place.lost_before = false;
         self.outstanding -= 1;
         if place.order < flow.highest_order {
             self.recorder.tally.reordered += 1;
@@ -466,11 +463,9 @@ impl Protocol for DatagramLoad {
 
     fn timer(&mut self, ctx: &mut Context<'_, Command>, token: u64) {
         match token {
-            PUBLISH => {
-                if !self.done {
-                    self.recorder.publish();
-                    ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
-                }
+            PUBLISH if !self.done => {
+                self.recorder.publish();
+                ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
             }
             BEGIN => self.begin(ctx),
             MEASURE => {

@@ -377,11 +377,9 @@ impl Protocol for StreamLoad {
 
     fn timer(&mut self, ctx: &mut Context<'_, Command>, token: u64) {
         match token {
-            PUBLISH => {
-                if !self.done {
-                    self.recorder.publish();
-                    ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
-                }
+            PUBLISH if !self.done => {
+                self.recorder.publish();
+                ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
             }
             BEGIN => self.begin(ctx),
             MEASURE => {
