@@ -53,7 +53,9 @@ test: ## install what is missing, then run every test
 
 .PHONY: simulate
 simulate: ## SEEDS=100000 simulated networks, or one with SEED=n
-	RINGMILL_SIM_SEEDS=$(SEEDS) $(if $(SEED),RINGMILL_SIM_SEED=$(SEED)) \
+	RINGMILL_SEEDS=$(SEEDS) $(if $(SEED),RINGMILL_SEED=$(SEED)) \
+	  $(CARGO) test --release -p ringmill-engine --test simulation $(FEATURES) -- --nocapture
+	RINGMILL_SEEDS=$(SEEDS) $(if $(SEED),RINGMILL_SEED=$(SEED)) \
 	  $(CARGO) test --release -p ringmill-tests --test simulator $(FEATURES) -- --nocapture
 
 .PHONY: fuzz
@@ -68,8 +70,7 @@ fuzz: ## every fuzz target for FUZZ_SECONDS=60 (needs cargo-fuzz and a nightly t
 bench: ## install what is missing, then every benchmark, or some with BENCH='NAME --quick'
 	@scripts/setup.sh bench
 	$(CARGO) build --release -p ringmill $(FEATURES)
-	$(CARGO) build --release --workspace --manifest-path benches/Cargo.toml
-	$(or $(CARGO_TARGET_DIR),benches/target)/release/ringmill-bench $(BENCH)
+	CARGO=$(CARGO) benches/run.sh $(BENCH)
 
 .PHONY: lint
 lint: ## format, clippy, and the bans, licences and sources of dependencies; no warning allowed
