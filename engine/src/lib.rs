@@ -54,6 +54,41 @@
 //! | read counters | [`Engine::metrics`], [`metrics`] |
 //! | test without a kernel | [`driver::sim`] |
 //!
+//! Two more whole programs are in `engine/examples/`: `broadcast` (shards that talk) and `beacon`
+//! (timers, pacing, datagrams).
+//!
+//! # Coming from NetCoreServer
+//!
+//! There a class is derived for each server, session and client, and callbacks run on pool threads.
+//! Here one [`Protocol`] serves all streams of its shard, on that shard's thread only.
+//!
+//! | NetCoreServer | here |
+//! |---|---|
+//! | `TcpServer(address, port)`, endpoint | [`Service::listen`] with an [`Address`]; any number, IPv4, IPv6, Unix |
+//! | `UdpServer(address, port)` | [`Service::bind`] |
+//! | `TcpClient`, `UdpClient` constructors | [`Context::connect`] with a [`Connect`]; [`Context::open`] with an [`Open`] |
+//! | `Start`, `Stop`, `Restart` | [`Builder::start`]; [`Engine::stop`] and [`Engine::join`]; start a new engine |
+//! | `Connect`, `Disconnect`, `Reconnect` (asynchronous) | [`Context::connect`]; [`Context::close`] or [`Context::reset`]; connect again in [`Protocol::closed`] |
+//! | `Send(bytes)` on a session or client | [`Context::send`], answered by [`Sent`]: queued, full or closed |
+//! | `Send(endpoint, bytes)` of UDP | [`Context::send_datagrams`] with a [`Transmit`]: one or many datagrams |
+//! | `Receive` of UDP | nothing to call: [`Protocol::datagrams`] gets batches; [`Context::set_socket_reading`] pauses |
+//! | `Multicast(bytes)` to all sessions | one `Arc` to each shard by [`Context::post`], then [`Context::send`] to each stream (example `broadcast`) |
+//! | `DisconnectAll` | [`Context::close`] for each stream of the shard; [`Engine::stop`] for all |
+//! | `FindSession(id)` | a [`StreamId`] is the handle itself; ids that outlived their stream are answered "closed" |
+//! | session id (random UUID) | [`StreamId`]: shard-local, never confused with a later stream |
+//! | handlers `OnStarted`, `OnStopped` | [`Protocol::start`], [`Protocol::stopping`], [`Protocol::stopped`] |
+//! | `OnConnected` of a session, of a client | [`Protocol::accepted`], [`Protocol::connected`] |
+//! | `OnDisconnected`, `OnError(socket error)` | [`Protocol::closed`] with a [`Closed`] reason; nothing is swallowed. [`Protocol::socket_error`] for datagrams |
+//! | `OnReceived(buffer)` | [`Protocol::received`]; give the [`Buffer`] back to `send` to answer without a copy |
+//! | `OnSent(sent, pending)` | [`Context::queued_bytes`] |
+//! | `OnEmpty` | [`Protocol::drained`], when half of a full queue is free |
+//! | counters (connected sessions, bytes pending, sent, received) | [`Engine::service_totals`], [`Engine::metrics`] |
+//! | option no-delay | always on; options keep-alive, reuse address: `listen` reuses addresses, keep-alive is not offered: idle timeouts are ([`Limits::idle_timeout`]) |
+//! | option reuse port | each shard has its own socket; [`Builder::share_port`] lets other processes in |
+//! | receive and send buffer size | [`Limits::stream_pool_bytes`] for a whole shard; [`Limits::datagram_socket_buffer_bytes`] |
+//! | send buffer limit (later releases) | [`Limits::stream_queue_bytes_max`], [`Limits::shard_queue_bytes_max`] |
+//! | setup, join and leave multicast group | not yet: comes with the multicast module |
+//!
 //! The engine knows no protocol, and a protocol knows no system call.
 
 mod context;
