@@ -1,8 +1,8 @@
 //! The kernel interface of a shard: three drivers behind one trait.
 //!
 //! A driver turns the shard's wishes (listen, connect, read, send, close, wait) into system calls
-//! and the kernel's answers into [`Event`]s. It keeps its per-stream state in the shard's tables.
-//! It never calls a protocol, never decides a policy and never blocks except in [`Driver::wait`].
+//! and the kernel's answers into events. It keeps its per-stream state in the shard's tables.
+//! It never calls a protocol, never decides a policy and never blocks except in its wait.
 
 use std::io;
 use std::net::SocketAddr;
