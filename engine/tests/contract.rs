@@ -1,0 +1,264 @@
+//! What a protocol is promised, each promise on a simulated network where the unlikely order of
+//! events comes up by itself within some seeds.
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use ringmill_engine::driver::sim::{EngineSpec, World, WorldConfig, seeds};
+use ringmill_engine::{
+    Buffer, Closed, Connect, Context, Datagram, ListenerId, Nanos, Open, Protocol, Sent, Service, SocketId, StreamId,
+    Transmit,
+};
+
+const MILLI: Nanos = 1_000_000;
+const SECOND: Nanos = 1_000 * MILLI;
+
+fn server() -> SocketAddr {
+    "10.0.0.1:7".parse().unwrap()
+}
+
+#[derive(Debug, Default)]
+struct Seen {
+    opened: u64,
+    connected: u64,
+    closed: u64,
+    received: u64,
+    after_close: u64,
+    refused_after_finish: u64,
+    goodbyes: u64,
+    opens_refused: u64,
+    quiet: bool,
+}
+
+type Shared = Arc<Mutex<Seen>>;
+
+/// Accepts, and reads what comes.
+struct Sink(Shared);
+impl Protocol for Sink {
+    type Message = ();
+    fn received(&mut self, _: &mut Context<'_, ()>, _: StreamId, data: Buffer) {
+        self.0.lock().unwrap().received += data.len() as u64;
+    }
+    fn datagrams(&mut self, _: &mut Context<'_, ()>, _: SocketId, batch: &mut Vec<Datagram>) {
+        self.0.lock().unwrap().goodbyes += batch.iter().map(|datagram| datagram.count() as u64).sum::<u64>();
+    }
+}
+
+fn world<P: Protocol>(seed: u64, config: WorldConfig, seen: &Shared, client: impl Fn(Shared) -> P + Send + Sync + 'static) -> World {
+    let mut world = World::new(seed, config);
+    let (sink, told) = (Arc::clone(seen), Arc::clone(seen));
+    let sink = Service::new("sink", move |_| Sink(Arc::clone(&sink))).listen(server()).bind(server());
+    world.engine(EngineSpec::new(1).host("10.0.0.1").service(sink)).unwrap();
+    let client = Service::new("client", move |_| client(Arc::clone(&told)));
+    world.engine(EngineSpec::new(1).host("10.0.0.2").service(client)).unwrap();
+    world
+}
+
+fn coarse() -> WorldConfig {
+    // Long turns, so that many events meet in one.
+    WorldConfig { turn_time: 100_000..MILLI, ..WorldConfig::default() }
+}
+
+/// Opens some streams and closes all the others as soon as one is connected.
+struct Racer {
+    seen: Shared,
+    streams: Vec<StreamId>,
+    closed: Vec<StreamId>,
+    send: bool,
+}
+
+impl Protocol for Racer {
+    type Message = ();
+    fn start(&mut self, ctx: &mut Context<'_, ()>) {
+        for _ in 0..8 {
+            self.streams.push(ctx.connect(&Connect { to: server().into(), from: None }).unwrap());
+        }
+        self.seen.lock().unwrap().opened = 8;
+    }
+    fn connected(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId) {
+        assert!(!self.closed.contains(&stream), "connected after closed");
+        self.seen.lock().unwrap().connected += 1;
+        for other in self.streams.clone() {
+            if other != stream {
+                if self.send {
+                    let _ = ctx.send(other, b"too soon" as &'static [u8]);
+                }
+                ctx.close(other);
+            }
+        }
+    }
+    fn closed(&mut self, _: &mut Context<'_, ()>, stream: StreamId, _: Closed) {
+        assert!(!self.closed.contains(&stream), "closed twice");
+        self.closed.push(stream);
+        self.seen.lock().unwrap().closed += 1;
+    }
+}
+
+#[test]
+fn every_connect_that_is_closed_early_is_told_once() {
+    for send in [false, true] {
+        for seed in seeds(200) {
+            let seen = Shared::default();
+            let mut world = world(seed, coarse(), &seen, move |seen| {
+                Racer { seen, streams: Vec::new(), closed: Vec::new(), send }
+            });
+            world.run_for(Duration::from_millis(100));
+            assert!(seen.lock().unwrap().closed >= 7, "seed {seed}: {seen:?}");
+            world.stop_all().unwrap();
+            assert_eq!(seen.lock().unwrap().closed, 8, "seed {seed}");
+            world.leaks().assert_none();
+        }
+    }
+}
+
+/// Sends a datagram as its last deed.
+struct Polite(Shared);
+impl Protocol for Polite {
+    type Message = ();
+    fn start(&mut self, ctx: &mut Context<'_, ()>) {
+        self.open(ctx);
+    }
+    fn stopping(&mut self, ctx: &mut Context<'_, ()>) {
+        let socket = self.open(ctx);
+        assert!(socket.is_none(), "nothing is opened once a stop has begun");
+    }
+}
+impl Polite {
+    fn open(&self, ctx: &mut Context<'_, ()>) -> Option<SocketId> {
+        let open = Open { local: "0.0.0.0:0".parse().unwrap(), peer: Some(server()) };
+        match ctx.open(&open) {
+            Ok(socket) => Some(socket),
+            Err(_) => {
+                self.0.lock().unwrap().opens_refused += 1;
+                None
+            }
+        }
+    }
+}
+
+#[test]
+fn no_socket_is_opened_once_a_stop_has_begun() {
+    let seen = Shared::default();
+    let mut world = world(1, WorldConfig::default(), &seen, Polite);
+    world.run_for(Duration::from_millis(10));
+    world.stop_all().unwrap();
+    assert_eq!(seen.lock().unwrap().opens_refused, 1);
+    world.leaks().assert_none();
+}
+
+struct Farewell {
+    socket: Option<SocketId>,
+}
+impl Protocol for Farewell {
+    type Message = ();
+    fn start(&mut self, ctx: &mut Context<'_, ()>) {
+        let open = Open { local: "0.0.0.0:0".parse().unwrap(), peer: Some(server()) };
+        self.socket = Some(ctx.open(&open).unwrap());
+    }
+    fn stopping(&mut self, ctx: &mut Context<'_, ()>) {
+        for _ in 0..20 {
+            let farewell = Transmit::one(None, (b"farewell" as &'static [u8]).into());
+            assert_eq!(ctx.send_datagrams(self.socket.unwrap(), farewell), Sent::Queued);
+        }
+    }
+}
+
+#[test]
+fn datagrams_queued_while_stopping_are_sent() {
+    for seed in seeds(50) {
+        let seen = Shared::default();
+        let mut config = WorldConfig::default();
+        config.faults.datagram_send_blocked = 0.2;
+        let mut world = World::new(seed, config);
+        let heard = Arc::clone(&seen);
+        let sink = Service::new("sink", move |_| Sink(Arc::clone(&heard))).bind(server());
+        world.engine(EngineSpec::new(1).host("10.0.0.1").service(sink)).unwrap();
+        let farewell = Service::new("farewell", |_| Farewell { socket: None });
+        let leaving = world.engine(EngineSpec::new(1).host("10.0.0.2").service(farewell)).unwrap();
+        world.run_for(Duration::from_millis(10));
+        world.stop(leaving);
+        world.run_until(|world| world.has_ended(leaving), SECOND).unwrap();
+        world.run_for(Duration::from_millis(100));
+        assert_eq!(seen.lock().unwrap().goodbyes, 20, "seed {seed}");
+        world.stop_all().unwrap();
+        world.leaks().assert_none();
+    }
+}
+
+/// Pauses at once, then resumes and closes in one breath, with something left to send.
+struct Fickle {
+    seen: Shared,
+    closing: bool,
+    end: bool,
+}
+impl Protocol for Fickle {
+    type Message = ();
+    fn accepted(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId, _: ListenerId, _: Option<SocketAddr>) {
+        ctx.set_tag(stream, 0);
+    }
+    fn received(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId, _: Buffer) {
+        assert!(!self.closing, "received after close");
+        self.seen.lock().unwrap().received += 1;
+        if ctx.tag(stream) == 0 {
+            ctx.set_tag(stream, 1);
+            ctx.pause(stream);
+            for _ in 0..50 {
+                let _ = ctx.send(stream, vec![1; 1000]);
+            }
+            ctx.set_timer(ctx.now() + 30 * MILLI, stream.index() as u64);
+            self.end = true;
+            FICKLE.with(|cell| cell.set(Some(stream)));
+        }
+    }
+    fn timer(&mut self, ctx: &mut Context<'_, ()>, _: u64) {
+        let stream = FICKLE.with(|cell| cell.get()).unwrap();
+        ctx.resume(stream);
+        ctx.close(stream);
+        assert_eq!(ctx.send(stream, b"late" as &'static [u8]), Sent::Closed);
+        self.closing = true;
+    }
+    fn ended(&mut self, _: &mut Context<'_, ()>, _: StreamId) {
+        assert!(!self.closing, "ended after close");
+    }
+}
+
+thread_local! {
+    /// The one stream of a run.
+    static FICKLE: std::cell::Cell<Option<StreamId>> = const { std::cell::Cell::new(None) };
+}
+
+/// Sends a lot and reads nothing.
+struct Talker;
+impl Protocol for Talker {
+    type Message = ();
+    fn start(&mut self, ctx: &mut Context<'_, ()>) {
+        ctx.connect(&Connect { to: server().into(), from: None }).unwrap();
+    }
+    fn connected(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId) {
+        ctx.pause(stream);
+        let _ = ctx.send(stream, vec![0; 10_000]);
+        ctx.finish(stream);
+        assert_eq!(ctx.send(stream, b"after the end" as &'static [u8]), Sent::Closed, "finish is final");
+    }
+}
+
+#[test]
+fn nothing_is_received_after_close() {
+    for seed in seeds(100) {
+        let mut config = coarse();
+        config.streams.send_buffer_bytes = 2000..3000;
+        config.streams.receive_buffer_bytes = 5000..8000;
+        let mut world = World::new(seed, config);
+        let seen = Shared::default();
+        let told = Arc::clone(&seen);
+        let fickle =
+            Service::new("fickle", move |_| Fickle { seen: Arc::clone(&told), closing: false, end: false }).listen(server());
+        world.engine(EngineSpec::new(1).host("10.0.0.1").service(fickle)).unwrap();
+        world.engine(EngineSpec::new(1).host("10.0.0.2").service(Service::new("talker", |_| Talker))).unwrap();
+        world.run_for(Duration::from_millis(200));
+        assert!(seen.lock().unwrap().received > 0);
+        world.stop_all().unwrap();
+        world.leaks().assert_none();
+    }
+}
