@@ -59,7 +59,6 @@ struct Report {
     datagrams_twice: u64,
     datagrams_late: u64,
     refusals_heard: u64,
-    fills_refused: u64,
     opens_failed: u64,
     peers_known: u64,
     stopping: bool,
@@ -290,8 +289,11 @@ impl Checker {
 
     fn talk_on(&mut self, ctx: &mut Context<'_, ()>, id: StreamId) {
         let moody = self.plan.moody;
-        let talk = self.talk(id);
-        if talk.sent < talk.total {
+        loop {
+            let talk = self.talk(id);
+            if talk.sent == talk.total {
+                break;
+            }
             if moody && talk.dice.below(8) == 0 {
                 // Think for a while.
                 let pause = talk.dice.below(20 * MILLI);
@@ -302,27 +304,24 @@ impl Checker {
             let bytes: Vec<u8> = (talk.sent..talk.sent + len)
                 .map(|at| pattern(talk.key, at))
                 .collect();
-            let sent = if talk.dice.below(2) == 0 {
-                match ctx.fill() {
-                    Some(mut buffer) => {
-                        buffer[..bytes.len()].copy_from_slice(&bytes);
-                        ctx.send(id, buffer.freeze(bytes.len()))
-                    }
-                    None => {
-                        self.report.lock().unwrap().fills_refused += 1;
-                        ctx.send(id, bytes)
-                    }
-                }
+            let pooled = if talk.dice.below(2) == 0 {
+                ctx.fill()
             } else {
-                ctx.send(id, Arc::<[u8]>::from(bytes))
+                None
             };
-            let talk = self.by_stream[id.index()].as_mut().expect("still here");
+            let sent = match pooled {
+                Some(mut buffer) => {
+                    buffer[..bytes.len()].copy_from_slice(&bytes);
+                    ctx.send(id, buffer.freeze(bytes.len()))
+                }
+                None => ctx.send(id, Arc::<[u8]>::from(bytes)),
+            };
             if !sent.is_queued() {
                 return;
             }
-            talk.sent += len;
-            return self.talk_on(ctx, id);
+            self.talk(id).sent += len;
         }
+        let talk = self.talk(id);
         if !talk.finished {
             talk.finished = true;
             ctx.finish(id);
@@ -744,7 +743,11 @@ fn mixed(seed: u64, broken: bool) -> Run {
             } else {
                 run.clients
             };
-            run.world.kill(victim);
+            match dice.below(3) {
+                0 => run.world.kill(victim),
+                1 => run.world.stop_now(victim),
+                _ => run.world.stop(victim),
+            }
             run.world
                 .run_for(Duration::from_nanos(dice.below(300 * MILLI)));
         }
@@ -782,6 +785,11 @@ fn every_byte_comes_back_on_every_network() {
             "{sum:?}"
         );
     }
+}
+
+/// Seeds of a focused test: RINGMILL_SEEDS is for the mixed one.
+fn few(count: usize) -> impl Iterator<Item = u64> {
+    seeds(count as u64).into_iter().take(count)
 }
 
 #[test]
@@ -856,7 +864,7 @@ fn every_fault_is_injected_and_survived() {
         ("connection_reset", 1.0),
         ("datagram_refused", 0.1),
     ] {
-        for seed in seeds(5) {
+        for seed in few(5) {
             let mut config = WorldConfig::default();
             assert!(config.faults.set(fault, probability), "{fault} is a fault");
             let sizes = Sizes {
@@ -893,7 +901,6 @@ fn every_fault_is_injected_and_survived() {
                 }
                 "datagram_refused" => assert!(report.refusals_heard > 0),
                 "open_failed" => assert!(report.opens_failed > 0),
-                "fill_exhausted" => assert!(report.fills_refused > 0),
                 "completion_overflow" => assert!(server.completion_overflows > 0),
                 "receive_buffers_exhausted" => assert!(server.buffers_exhausted > 0),
                 _ => {}
@@ -1018,7 +1025,7 @@ fn a_full_socket_drops() {
 
 #[test]
 fn streams_survive_a_partition_and_loss() {
-    for seed in seeds(10) {
+    for seed in few(10) {
         let config = WorldConfig {
             streams: StreamConfig {
                 segment_loss: 0.2,
@@ -1071,7 +1078,7 @@ fn a_full_shard_hands_on() {
 #[test]
 fn the_same_seed_gives_the_same_run() {
     let mut traces = Vec::new();
-    for seed in seeds(40) {
+    for seed in few(40) {
         let (first, second) = (mixed(seed, false), mixed(seed, false));
         assert_eq!(
             first.world.trace_hash(),
@@ -1122,14 +1129,15 @@ fn a_world_that_stands_still_says_so() {
 
 #[test]
 fn a_graceful_stop_under_load_fails_nobody() {
-    for seed in seeds(200) {
+    for seed in few(200) {
+        let faults = Faults {
+            short_send: 0.3,
+            spurious_wake: 0.2,
+            receive_ended: 0.2,
+            ..Faults::default()
+        };
         let config = WorldConfig {
-            faults: Faults {
-                short_send: 0.3,
-                spurious_wake: 0.2,
-                receive_ended: 0.2,
-                ..Faults::default()
-            },
+            faults,
             ..WorldConfig::default()
         };
         let mut run = Run::new(

@@ -65,7 +65,8 @@ use self::network::{
 };
 pub use self::world::{EngineId, EngineSpec, Leaks, ShardLeaks, Stuck, World, seeds};
 use super::{
-    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables, Wait,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, DriverKind, Event, Held, Open,
+    Tables, Wait,
 };
 use crate::datagram::Transmit;
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -266,8 +267,9 @@ impl SimDriver {
         errno: i32,
         events: &mut Vec<Event>,
     ) {
-        if let Some(connection) = network.connections.get_mut(&id)
-            && std::mem::replace(&mut connection.ends[end].failed, true)
+        let connection = network.connections.get_mut(&id);
+        if connection
+            .is_some_and(|connection| std::mem::replace(&mut connection.ends[end].failed, true))
         {
             return;
         }

@@ -281,7 +281,6 @@ impl World {
                         service: definition.name().to_owned(),
                         id,
                         address,
-                        datagrams: datagram,
                     },
                     wanted.clone(),
                 ));
@@ -584,10 +583,9 @@ impl World {
         let mut next = None;
         for (engine, simulated) in self.engines.iter_mut().enumerate() {
             for (shard, slot) in simulated.slots.iter_mut().enumerate() {
-                if let Some(at) = Self::slot_at(&network, slot)
-                    && next.is_none_or(|(earliest, _, _)| at < earliest)
-                {
-                    next = Some((at, engine, shard));
+                let at = Self::slot_at(&network, slot);
+                if at.is_some_and(|at| next.is_none_or(|(earliest, _, _)| at < earliest)) {
+                    next = at.map(|at| (at, engine, shard));
                 }
             }
         }
@@ -660,8 +658,9 @@ impl World {
         } else if network.random.happens(network.config.faults.spurious_wake) {
             network.faults.spurious_wake += 1;
             slot.wake_at = Some(slot.busy_until);
-        } else if let Some(deadline) = running.next_deadline()
-            && deadline > slot.busy_until
+        } else if let Some(deadline) = running
+            .next_deadline()
+            .filter(|deadline| *deadline > slot.busy_until)
             && network
                 .random
                 .happens(network.config.faults.early_timer_wake)
