@@ -213,13 +213,14 @@ impl<M: Send + 'static> Context<'_, M> {
         };
         let limits = &tables.limits;
         let full = entry.queue_bytes > 0 && entry.queue_bytes + len > limits.socket_queue_bytes_max
-            || queued_bytes + len > limits.shard_queue_bytes_max
-            || entry.queue.len() >= SOCKET_QUEUE_SENDS_MAX;
+            || queued_bytes > 0 && queued_bytes + len > limits.shard_queue_bytes_max;
         if full {
-            entry.was_full = true;
-            tables.metrics.services[usize::from(self.service)]
-                .send_full
-                .add(1);
+            if entry.queue_bytes > 0 {
+                entry.was_full = true;
+            } else if !std::mem::replace(&mut entry.waiting, true) {
+                tables.sockets.waiting.push(socket);
+            }
+            tables.metrics.services[usize::from(self.service)].send_full.add(1);
             return Sent::Full;
         }
         entry.queue_bytes += len;

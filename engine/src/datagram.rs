@@ -94,6 +94,8 @@ pub(crate) struct Socket {
     pub(crate) paused: bool,
     pub(crate) dirty: bool,
     pub(crate) was_full: bool,
+    /// A send was refused by the shard's bound while its own queue was empty.
+    pub(crate) waiting: bool,
     /// Waiting until the kernel has room again.
     pub(crate) blocked: bool,
     pub(crate) outstanding: u8,
@@ -116,6 +118,8 @@ pub(crate) struct Sockets {
     free: Vec<u32>,
     live: usize,
     pub(crate) dirty: Vec<u32>,
+    /// Sockets to be told when the shard has room: none of their own bytes will drain first.
+    pub(crate) waiting: Vec<SocketId>,
 }
 
 impl Sockets {
@@ -137,6 +141,7 @@ impl Sockets {
             paused: false,
             dirty: false,
             was_full: false,
+            waiting: false,
             blocked: false,
             outstanding: 0,
             driver: 0,

@@ -455,9 +455,38 @@ impl Shard {
         }
         self.fire_timers();
         self.deliver_held();
+        self.tell_of_room();
         self.tell_closed();
         self.follow_control();
         Ok(())
+    }
+
+    /// Tells those that the shard's bound refused, once half of it is free.
+    fn tell_of_room(&mut self) {
+        let tables = &mut self.core.tables;
+        let waiting = !tables.streams.waiting.is_empty() || !tables.sockets.waiting.is_empty();
+        if !waiting || tables.streams.queued_bytes > tables.limits.shard_queue_bytes_max / 2 {
+            return;
+        }
+        // They may be refused again, and then wait for the next time.
+        let streams = std::mem::take(&mut tables.streams.waiting);
+        let sockets = std::mem::take(&mut tables.sockets.waiting);
+        for id in streams {
+            let core = &mut self.core;
+            let Some(stream) = core.tables.streams.get(id) else { continue };
+            stream.waiting = false;
+            if stream.state == State::Open && !stream.finishing {
+                let service = usize::from(stream.service);
+                self.services[service].drained(core, id);
+            }
+        }
+        for id in sockets {
+            let core = &mut self.core;
+            let Some(socket) = core.tables.sockets.get(id) else { continue };
+            socket.waiting = false;
+            let service = usize::from(socket.service);
+            self.services[service].socket_drained(core, id);
+        }
     }
 
     /// Gives resumed streams what was held for them, before anything that arrives from now on.

@@ -130,6 +130,8 @@ pub(crate) struct Stream {
     pub(crate) ended: bool,
     /// The shard holds data that arrived while it was paused.
     pub(crate) holding: bool,
+    /// A send was refused by the shard's bound while its own queue was empty.
+    pub(crate) waiting: bool,
     /// Last progress in either direction, in [`ACTIVITY_TICK`]s.
     pub(crate) active: u32,
     /// A word of the protocol's own.
@@ -150,6 +152,8 @@ pub(crate) struct Streams {
     pub(crate) dirty: Vec<u32>,
     /// Bytes in all send queues of the shard, streams and sockets.
     pub(crate) queued_bytes: usize,
+    /// Streams to be told when the shard has room: none of their own bytes will drain first.
+    pub(crate) waiting: Vec<StreamId>,
 }
 
 impl Streams {
@@ -161,6 +165,7 @@ impl Streams {
             spare_queues: Vec::new(),
             dirty: Vec::new(),
             queued_bytes: 0,
+            waiting: Vec::new(),
         }
     }
 
@@ -271,11 +276,15 @@ impl Streams {
                 queue
             }
         };
-        // A message larger than the bound still goes when nothing waits before it.
+        // A message larger than a bound still goes when nothing waits before it.
         let full = queue.bytes > 0 && queue.bytes + len > limits.stream_queue_bytes_max
-            || queued_bytes + len > limits.shard_queue_bytes_max;
+            || queued_bytes > 0 && queued_bytes + len > limits.shard_queue_bytes_max;
         if full {
-            queue.was_full = true;
+            if queue.bytes > 0 {
+                queue.was_full = true;
+            } else {
+                self.refused_while_empty(index);
+            }
             return false;
         }
         // Behind a send that waits for a slow peer nothing may pin a receive buffer.
@@ -292,6 +301,21 @@ impl Streams {
             self.dirty.push(index);
         }
         true
+    }
+
+    /// The shard is full of others' bytes: an empty queue must not stay, since it never drains.
+    #[cold]
+    fn refused_while_empty(&mut self, index: u32) {
+        let id = self.id(index);
+        let stream = self.at(index);
+        let first = !std::mem::replace(&mut stream.waiting, true);
+        let queue = stream.queue.take();
+        if first {
+            self.waiting.push(id);
+        }
+        if let Some(queue) = queue {
+            self.recycle(queue);
+        }
     }
 
     /// Notes that `count` bytes of a stream were sent. Returns whether its queue is now empty and
@@ -365,6 +389,7 @@ impl Stream {
             finishing: false,
             ended: false,
             holding: false,
+            waiting: false,
             active: 0,
             tag: 0,
             queue: None,

@@ -565,3 +565,111 @@ fn damaged_datagrams_arrive_when_asked_for() {
     world.stop_all().unwrap();
     world.leaks().assert_none();
 }
+
+/// Sends its share on several streams and a socket, more than its shard may queue.
+struct Crowd {
+    left: Vec<(StreamId, usize)>,
+    socket: Option<SocketId>,
+    datagrams: usize,
+}
+impl Crowd {
+    const SHARE: usize = 100_000;
+    const DATAGRAMS: usize = 50;
+
+    fn send(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId) {
+        let (_, left) = self.left.iter_mut().find(|(id, _)| *id == stream).unwrap();
+        while *left > 0 {
+            let len = 2000.min(*left);
+            if !ctx.send(stream, vec![7; len]).is_queued() {
+                return;
+            }
+            *left -= len;
+        }
+        ctx.finish(stream);
+    }
+    fn send_datagrams(&mut self, ctx: &mut Context<'_, ()>) {
+        while self.datagrams > 0 {
+            let datagram = Transmit::one(Some(server()), vec![7; 1000].into());
+            if !ctx
+                .send_datagrams(self.socket.unwrap(), datagram)
+                .is_queued()
+            {
+                return;
+            }
+            self.datagrams -= 1;
+        }
+    }
+}
+impl Protocol for Crowd {
+    type Message = ();
+    fn start(&mut self, ctx: &mut Context<'_, ()>) {
+        for _ in 0..6 {
+            let stream = ctx
+                .connect(&Connect {
+                    to: server().into(),
+                    from: None,
+                })
+                .unwrap();
+            self.left.push((stream, Self::SHARE));
+        }
+        let open = Open {
+            local: "10.0.0.2:0".parse().unwrap(),
+            peer: None,
+        };
+        self.socket = Some(ctx.open(&open).unwrap());
+        ctx.set_timer(10 * MILLI, 0);
+    }
+    fn timer(&mut self, ctx: &mut Context<'_, ()>, _: u64) {
+        self.send_datagrams(ctx);
+    }
+    fn connected(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId) {
+        self.send(ctx, stream);
+    }
+    fn drained(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId) {
+        self.send(ctx, stream);
+    }
+    fn socket_drained(&mut self, ctx: &mut Context<'_, ()>, _: SocketId) {
+        self.send_datagrams(ctx);
+    }
+}
+
+#[test]
+fn whoever_was_refused_by_the_shards_bound_hears_of_room() {
+    for bound in [1500, 5000, 20_000] {
+        for seed in seeds(20).into_iter().take(20) {
+            let seen = Shared::default();
+            let mut world = World::new(seed, WorldConfig::default());
+            let told = Arc::clone(&seen);
+            let sink = Service::new("sink", move |_| Sink(Arc::clone(&told)))
+                .listen(server())
+                .bind(server());
+            world
+                .engine(EngineSpec::new(1).host("10.0.0.1").service(sink))
+                .unwrap();
+            let limits = Limits {
+                stream_queue_bytes_max: 10_000,
+                shard_queue_bytes_max: bound,
+                ..Limits::default()
+            };
+            let crowd = |_| Crowd {
+                left: Vec::new(),
+                socket: None,
+                datagrams: Crowd::DATAGRAMS,
+            };
+            let crowd = EngineSpec::new(1)
+                .limits(limits)
+                .host("10.0.0.2")
+                .service(Service::new("crowd", crowd));
+            world.engine(crowd).unwrap();
+            let all = |_: &World| {
+                let seen = seen.lock().unwrap();
+                seen.received == 6 * Crowd::SHARE as u64 && seen.goodbyes == Crowd::DATAGRAMS as u64
+            };
+            world
+                .run_until(all, 60 * SECOND)
+                .unwrap_or_else(|stuck| panic!("bound {bound}: {stuck} {seen:?}"));
+            world.stop_all().unwrap();
+            world.leaks().assert_none();
+        }
+    }
+}
