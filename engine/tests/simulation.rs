@@ -723,6 +723,11 @@ fn mixed(seed: u64, broken: bool) -> Run {
         broken,
         limits: Limits {
             stream_queue_bytes_max: 100 << dice.below(10),
+            shard_queue_bytes_max: if dice.below(4) == 0 {
+                500 << dice.below(8)
+            } else {
+                256 << 20
+            },
             max_connections: if dice.below(8) == 0 { 4 } else { 1000 },
             idle_timeout: (dice.below(4) == 0).then_some(Duration::from_secs(5)),
             ..small_limits()
@@ -761,9 +766,11 @@ fn mixed(seed: u64, broken: bool) -> Run {
 fn every_byte_comes_back_on_every_network() {
     let seeds = seeds(1000);
     let mut sum = Report::default();
+    let mut trace = 0;
     let mut injected: Vec<(&str, u64)> = FaultCounts::default().list();
     for seed in &seeds {
         let run = mixed(*seed, false);
+        trace = mix(trace ^ run.world.trace_hash());
         let report = run.report();
         sum.streams_whole += report.streams_whole;
         sum.streams_reset += report.streams_reset;
@@ -775,7 +782,10 @@ fn every_byte_comes_back_on_every_network() {
             total.1 += count;
         }
     }
-    println!("{} seeds: {sum:?}\n{injected:?}", seeds.len());
+    println!(
+        "{} seeds, trace {trace:016x}: {sum:?}\n{injected:?}",
+        seeds.len()
+    );
     if seeds.len() >= 1000 {
         for (fault, count) in injected {
             assert!(count > 0, "{fault} was never injected");
