@@ -217,6 +217,8 @@ struct Checker {
     report: Arc<Mutex<Report>>,
     dice: Dice,
     by_stream: Vec<Option<Talk>>,
+    /// The last stream that was paused: sometimes another one wakes it early.
+    asleep: Option<StreamId>,
     flows: Vec<Flow>,
     retries: Vec<u64>,
 }
@@ -236,6 +238,7 @@ impl Checker {
             report,
             dice,
             by_stream: Vec::new(),
+            asleep: None,
             flows: Vec::new(),
         }
     }
@@ -456,6 +459,13 @@ impl Protocol for Checker {
 
     fn received(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId, data: Buffer) {
         let moody = self.plan.moody;
+        if let Some(other) = self
+            .asleep
+            .filter(|other| *other != stream && self.dice.below(2) == 0)
+        {
+            self.asleep = None;
+            ctx.resume(other);
+        }
         let talk = self.talk(stream);
         for (at, byte) in data.iter().enumerate() {
             let at = talk.back + at as u64;
@@ -477,6 +487,7 @@ impl Protocol for Checker {
             ctx.pause(stream);
             let pause = talk.dice.below(30 * MILLI);
             ctx.set_timer(ctx.now() + pause, RESUME | stream.index() as u64);
+            self.asleep = Some(stream);
         } else if moody && talk.dice.below(200) == 0 {
             ctx.reset(stream);
         }
@@ -881,6 +892,11 @@ fn every_fault_is_injected_and_survived() {
                 streams: 20,
                 flows: 3,
                 moody: fault == "connection_reset",
+                bytes_max: if fault == "connection_reset" {
+                    300_000
+                } else {
+                    20_000
+                },
                 ..Sizes::default()
             };
             let mut run = Run::new(seed, config, sizes);

@@ -81,9 +81,10 @@ const STREAM_BUFFER_LEN: usize = 4096;
 /// Room for the most that one receive coalesces.
 const DATAGRAM_BUFFER_LEN: usize = 64 << 10;
 const FILL_BUFFER_LEN: usize = 64 << 10;
-/// Receives of one stream, or datagram buffers of one socket, in one wait: as many as a kernel
-/// may have completed meanwhile.
-const RECEIVES_PER_WAIT_MAX: u64 = 8;
+/// Receives of one stream, or datagram buffers of one socket, in one round.
+const RECEIVES_PER_ROUND_MAX: u64 = 4;
+/// Rounds over all streams in one wait: together as many receives as a kernel may have completed.
+const ROUNDS_PER_WAIT_MAX: u64 = 4;
 /// Segments of one GSO send (UDP_MAX_SEGMENTS of older kernels).
 const SEGMENTS_MAX: usize = 64;
 /// What accepting can fail with.
@@ -407,11 +408,14 @@ impl SimDriver {
         }
         self.gather_accepts(network, tables, events);
         self.gather_starved(network);
-        let mut ready = std::mem::take(&mut network.ports[port].ready);
-        network.random.shuffle(&mut ready);
-        for (id, end) in ready {
-            if let Some(owner) = network.take_ready(id, end, port) {
-                self.stream_ready(network, tables, owner.index, id, end, events);
+        // Completions of different streams come interleaved.
+        for _ in 0..=network.random.below(ROUNDS_PER_WAIT_MAX) {
+            let mut ready = std::mem::take(&mut network.ports[port].ready);
+            network.random.shuffle(&mut ready);
+            for (id, end) in ready {
+                if let Some(owner) = network.take_ready(id, end, port) {
+                    self.stream_ready(network, tables, owner.index, id, end, events);
+                }
             }
         }
         let mut ready = std::mem::take(&mut network.ports[port].ready_sockets);
@@ -600,7 +604,7 @@ impl SimDriver {
         end: usize,
         events: &mut Vec<Event>,
     ) {
-        let mut receives = 1 + network.random.below(RECEIVES_PER_WAIT_MAX);
+        let mut receives = 1 + network.random.below(RECEIVES_PER_ROUND_MAX);
         loop {
             let Some(connection) = network.connections.get_mut(&id) else {
                 return;
@@ -665,7 +669,7 @@ impl SimDriver {
         id: SimSocketId,
         events: &mut Vec<Event>,
     ) {
-        let mut receives = 1 + network.random.below(RECEIVES_PER_WAIT_MAX);
+        let mut receives = 1 + network.random.below(RECEIVES_PER_ROUND_MAX);
         loop {
             let faults = network.config.faults;
             let exhausted = network.random.happens(faults.receive_buffers_exhausted);
