@@ -220,7 +220,9 @@ impl<M: Send + 'static> Context<'_, M> {
             } else if !std::mem::replace(&mut entry.waiting, true) {
                 tables.sockets.waiting.push(socket);
             }
-            tables.metrics.services[usize::from(self.service)].send_full.add(1);
+            tables.metrics.services[usize::from(self.service)]
+                .send_full
+                .add(1);
             return Sent::Full;
         }
         entry.queue_bytes += len;

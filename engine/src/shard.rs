@@ -473,7 +473,9 @@ impl Shard {
         let sockets = std::mem::take(&mut tables.sockets.waiting);
         for id in streams {
             let core = &mut self.core;
-            let Some(stream) = core.tables.streams.get(id) else { continue };
+            let Some(stream) = core.tables.streams.get(id) else {
+                continue;
+            };
             stream.waiting = false;
             if stream.state == State::Open && !stream.finishing {
                 let service = usize::from(stream.service);
@@ -482,7 +484,9 @@ impl Shard {
         }
         for id in sockets {
             let core = &mut self.core;
-            let Some(socket) = core.tables.sockets.get(id) else { continue };
+            let Some(socket) = core.tables.sockets.get(id) else {
+                continue;
+            };
             socket.waiting = false;
             let service = usize::from(socket.service);
             self.services[service].socket_drained(core, id);

@@ -65,7 +65,7 @@ use self::network::{
 };
 pub use self::world::{EngineId, EngineSpec, Leaks, ShardLeaks, Stuck, World, seeds};
 use super::{
-    BoundDatagramSocket, BoundListener, Close, Connect, Driver, DriverKind, Event, Held, Open,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open,
     Tables, Wait,
 };
 use crate::datagram::Transmit;

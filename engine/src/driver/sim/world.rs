@@ -281,6 +281,7 @@ impl World {
                         service: definition.name().to_owned(),
                         id,
                         address,
+                        datagrams: datagram,
                     },
                     wanted.clone(),
                 ));
