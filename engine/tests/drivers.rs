@@ -1194,45 +1194,53 @@ fn more_datagrams_than_buffers(setting: &Setting) {
 
 /// On a path that delays the socket's send buffer fills (in a network namespace with
 /// `tc qdisc add dev lo root tbf rate 80mbit burst 200kb limit 20mb`); on a plain loopback it
-/// hardly does. Either way all arrive.
+/// hardly does. Either way all arrive, also when the engine stops meanwhile.
 fn datagrams_wait_for_room(setting: &Setting) {
     const COUNT: u32 = 500;
-    let limits = Limits {
-        datagram_socket_buffer_bytes: 32 << 10,
-        ..Limits::default()
-    };
-    let rig = Rig::new(setting, limits, 1, |service| service);
-    let receiver = UdpSocket::bind(any_port(false)).unwrap();
-    socket2::SockRef::from(&receiver)
-        .set_recv_buffer_size(4 * MIB)
-        .unwrap();
-    receiver.set_read_timeout(Some(HANG)).unwrap();
-    let peer = receiver.local_addr().unwrap();
-    rig.tell(Do::Open(Open {
-        local: any_port(false),
-        peer: None,
-    }));
-    assert!(matches!(rig.next(), Seen::Bound(_)));
-    let mut expected = Vec::new();
-    for number in 0..COUNT {
-        // One by one, and some of them several at once.
-        let count = if number % 10 == 0 { 5 } else { 1 };
-        let data: Vec<u8> = (0..count * 250)
-            .flat_map(|_| number.to_ne_bytes())
-            .collect();
-        rig.tell(Do::SendDatagrams(Some(peer), 1000, data));
-        expected.extend(std::iter::repeat_n(number, count));
+    for stop_early in [false, true] {
+        let limits = Limits {
+            datagram_socket_buffer_bytes: 32 << 10,
+            drain_timeout: 10 * HANG,
+            ..Limits::default()
+        };
+        let rig = Rig::new(setting, limits, 1, |service| service);
+        let receiver = UdpSocket::bind(any_port(false)).unwrap();
+        socket2::SockRef::from(&receiver)
+            .set_recv_buffer_size(4 * MIB)
+            .unwrap();
+        receiver.set_read_timeout(Some(HANG)).unwrap();
+        let peer = receiver.local_addr().unwrap();
+        rig.tell(Do::Open(Open {
+            local: any_port(false),
+            peer: None,
+        }));
+        assert!(matches!(rig.next(), Seen::Bound(_)));
+        let mut expected = Vec::new();
+        for number in 0..COUNT {
+            // One by one, and some of them several at once.
+            let count = if number % 10 == 0 { 5 } else { 1 };
+            let data: Vec<u8> = (0..count * 250)
+                .flat_map(|_| number.to_ne_bytes())
+                .collect();
+            rig.tell(Do::SendDatagrams(Some(peer), 1000, data));
+            expected.extend(std::iter::repeat_n(number, count));
+        }
+        rig.tell(Do::Ping);
+        rig.expect(&Seen::Pong);
+        if stop_early {
+            rig.engine.stop();
+        }
+        let mut arrived = Vec::new();
+        while arrived.len() < expected.len() {
+            let mut got = [0; 1500];
+            assert_eq!(receiver.recv(&mut got).unwrap(), 1000);
+            arrived.push(u32::from_ne_bytes([got[0], got[1], got[2], got[3]]));
+        }
+        // UDP promises no order.
+        arrived.sort_unstable();
+        assert_eq!(arrived, expected);
+        assert_eq!(stop(rig.engine).dropped_datagrams, 0);
     }
-    let mut arrived = Vec::new();
-    while arrived.len() < expected.len() {
-        let mut got = [0; 1500];
-        assert_eq!(receiver.recv(&mut got).unwrap(), 1000);
-        arrived.push(u32::from_ne_bytes([got[0], got[1], got[2], got[3]]));
-    }
-    // UDP promises no order.
-    arrived.sort_unstable();
-    assert_eq!(arrived, expected);
-    assert_eq!(stop(rig.engine).dropped_datagrams, 0);
 }
 
 fn a_refused_datagram_is_reported(setting: &Setting) {

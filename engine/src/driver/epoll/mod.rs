@@ -548,15 +548,12 @@ impl Epoll {
         };
         if flags & OUT != 0 && socket.blocked {
             socket.blocked = false;
-            if !socket.dirty && !socket.queue.is_empty() {
-                socket.dirty = true;
-                tables.sockets.dirty.push(id.index);
-            }
+            let fd = socket.slot;
             // Room is reported with every datagram that leaves: watch it only while blocked.
-            let raw = tables.sockets.at(id.index).slot;
-            let _ = self
-                .poller
-                .modify(raw, IN | EDGE, word(Kind::Socket, id.generation, id.index));
+            let word = word(Kind::Socket, id.generation, id.index);
+            let _ = self.poller.modify(fd, IN | EDGE, word);
+            // At once, so that a shard which stops sees the queue empty in this turn.
+            self.transmit(tables, id.index, events);
         }
         if flags & (IN | ERR | HUP) != 0 {
             let socket = tables.sockets.at(id.index);
