@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
 
 use crate::driver::Address;
 
@@ -74,22 +75,19 @@ fn parse_host(host: &str) -> Option<IpAddr> {
 
 fn process_of(inode: u64) -> Option<(u32, String)> {
     let wanted = format!("socket:[{inode}]");
-    for entry in fs::read_dir("/proc").ok()?.flatten() {
-        let Some(pid) = entry
-            .file_name()
-            .to_str()
-            .and_then(|name| name.parse::<u32>().ok())
-        else {
-            continue;
-        };
-        let Ok(files) = fs::read_dir(entry.path().join("fd")) else {
+    let all = fs::read_dir("/proc").ok()?.flatten();
+    let others = all.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    // Ourselves first: the others may have a million files open.
+    for pid in std::iter::once(std::process::id()).chain(others) {
+        let process = PathBuf::from(format!("/proc/{pid}"));
+        let Ok(files) = fs::read_dir(process.join("fd")) else {
             continue;
         };
         let holds = files.flatten().any(|file| {
             fs::read_link(file.path()).is_ok_and(|link| link.as_os_str() == wanted.as_str())
         });
         if holds {
-            let name = fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            let name = fs::read_to_string(process.join("comm")).unwrap_or_default();
             return Some((pid, name.trim().to_owned()));
         }
     }
