@@ -1464,9 +1464,12 @@ fn accepting_pauses_while_files_are_short(setting: &Setting) {
 }
 
 fn run_out_of_files(setting: &Setting) {
+    // Fewer than the connections that a shard holds however low the limit is, so that files and
+    // not the table run out.
+    const FILES: u64 = 60;
     let limit = libc::rlimit {
-        rlim_cur: 100,
-        rlim_max: 100,
+        rlim_cur: FILES,
+        rlim_max: FILES,
     };
     // SAFETY: setrlimit reads the struct that it is given.
     let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
