@@ -213,9 +213,10 @@ impl<M: Send + 'static> Context<'_, M> {
         };
         let limits = &tables.limits;
         let full = entry.queue_bytes > 0 && entry.queue_bytes + len > limits.socket_queue_bytes_max
-            || queued_bytes > 0 && queued_bytes + len > limits.shard_queue_bytes_max;
+            || queued_bytes > 0 && queued_bytes + len > limits.shard_queue_bytes_max
+            || entry.queue.len() >= SOCKET_QUEUE_SENDS_MAX;
         if full {
-            if entry.queue_bytes > 0 {
+            if !entry.queue.is_empty() {
                 entry.was_full = true;
             } else if !std::mem::replace(&mut entry.waiting, true) {
                 tables.sockets.waiting.push(socket);

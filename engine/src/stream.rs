@@ -266,8 +266,6 @@ impl Streams {
         let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
         let queue = match &mut stream.queue {
             Some(queue) => queue,
-            // A queue that stayed empty would never be seen to drain, and a close would wait for it.
-            None if queued_bytes + len > limits.shard_queue_bytes_max => return false,
             None => {
                 let queue = stream
                     .queue
@@ -287,7 +285,6 @@ impl Streams {
             }
             return false;
         }
-        // Behind a send that waits for a slow peer nothing may pin a receive buffer.
         queue.bytes += len;
         if queue.in_flight {
             // Behind a send that waits for a slow peer nothing may pin a receive buffer.

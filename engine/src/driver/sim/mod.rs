@@ -65,8 +65,7 @@ use self::network::{
 };
 pub use self::world::{EngineId, EngineSpec, Leaks, ShardLeaks, Stuck, World, seeds};
 use super::{
-    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open,
-    Tables, Wait,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables, Wait,
 };
 use crate::datagram::Transmit;
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};

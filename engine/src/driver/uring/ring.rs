@@ -1,5 +1,6 @@
 //! The ring itself: set-up, submission, waiting, provided buffers. No table, no policy.
 
+use std::collections::VecDeque;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::sync::atomic::{AtomicU16, Ordering};
@@ -34,6 +35,16 @@ pub(super) struct Ring {
     uring: IoUring,
     /// GETEVENTS runs deferred completions also when nothing is waited for.
     defer: bool,
+    /// Completions that had to be taken so that the kernel would take more requests.
+    stash: VecDeque<cqueue::Entry>,
+}
+
+/// Whether an error of `io_uring_enter` passes by itself.
+fn is_passing(error: &io::Error) -> bool {
+    matches!(
+        error.raw_os_error(),
+        Some(libc::EINTR | libc::EAGAIN | libc::EBUSY | libc::ENOMEM)
+    )
 }
 
 impl Ring {
@@ -70,7 +81,11 @@ impl Ring {
             // Only a look-up is saved: go on without it.
             let _ = uring.submitter().register_ring_fd();
         }
-        Ok(Self { uring, defer })
+        Ok(Self {
+            uring,
+            defer,
+            stash: VecDeque::new(),
+        })
     }
 
     /// A small ring with no flags, for probes.
@@ -78,6 +93,7 @@ impl Ring {
         Ok(Self {
             uring: IoUring::new(entries)?,
             defer: false,
+            stash: VecDeque::new(),
         })
     }
 
@@ -111,15 +127,38 @@ impl Ring {
         self.uring.submission().is_full()
     }
 
-    /// Hands the queued requests to the kernel without waiting.
+    /// Hands all queued requests to the kernel without waiting: when it returns, the kernel has
+    /// taken every one. Memory that requests need only while they are submitted is free then.
     pub(super) fn submit(&mut self) -> io::Result<()> {
-        match self.uring.submit() {
-            Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                Some(libc::EINTR | libc::EAGAIN | libc::EBUSY) => Ok(()),
-                _ => Err(error),
-            },
+        loop {
+            let result = self.uring.submit();
+            if self.unsubmitted() == 0 {
+                return Ok(());
+            }
+            match result {
+                Ok(_) => {}
+                Err(error) if is_passing(&error) => {
+                    // Completions must be taken before more can be submitted, or memory was short.
+                    let completions = self.uring.completion();
+                    self.stash.extend(completions);
+                    std::thread::yield_now();
+                }
+                Err(error) => return Err(error),
+            }
         }
+    }
+
+    /// A completion that had to be taken out of its turn.
+    #[inline]
+    pub(super) fn stashed(&mut self) -> Option<cqueue::Entry> {
+        self.stash.pop_front()
+    }
+
+    /// Requests that the kernel has not taken yet.
+    fn unsubmitted(&mut self) -> usize {
+        let mut submission = self.uring.submission();
+        submission.sync();
+        submission.len()
     }
 
     /// Submits and waits.
@@ -142,12 +181,16 @@ impl Ring {
             }
         };
         match result {
-            Ok(_) => Ok(()),
-            Err(error) => match error.raw_os_error() {
-                // EBUSY: completions must be taken before more can be submitted.
-                Some(libc::ETIME | libc::EINTR | libc::EBUSY | libc::EAGAIN) => Ok(()),
-                _ => Err(error),
-            },
+            Ok(_) => {}
+            Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
+            Err(error) if is_passing(&error) => {}
+            Err(error) => return Err(error),
+        }
+        // Nearly always all of it was taken; the caller relies on it.
+        if self.unsubmitted() > 0 {
+            self.submit()
+        } else {
+            Ok(())
         }
     }
 
