@@ -1,4 +1,5 @@
-//! Flags that several commands share.
+//! Flags that several commands share. Those of a server are also the keys of a configuration file,
+//! with the same names (`-` becomes `_`), values and defaults.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -6,11 +7,14 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ringmill_engine::topology::CpuList;
 use ringmill_engine::{DriverChoice, uring};
+use ringmill_protocols::guard::{GuardSettings, PER_SOURCE_RATE_DEFAULT};
+use serde::{Deserialize, Serialize};
 
-use crate::units;
+use crate::{as_text, units};
 
 /// Which driver to use.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum DriverArg {
     /// io_uring where the host allows it, else epoll, with one line that says why.
     #[default]
@@ -57,20 +61,33 @@ impl std::str::FromStr for ShardsArg {
     }
 }
 
+impl std::fmt::Display for ShardsArg {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Auto => f.write_str("auto"),
+            Self::Count(count) => count.fmt(f),
+        }
+    }
+}
+
 /// How the engine runs: for every command that starts one.
-#[derive(Debug, Clone, Args, Default)]
+#[derive(Debug, Clone, PartialEq, Args, Default, Serialize, Deserialize)]
 #[command(next_help_heading = "Engine")]
+#[serde(default, deny_unknown_fields)]
 pub struct EngineArgs {
     /// Number of shards (threads): a number, or one for each core.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
+    #[serde(with = "as_text::shards")]
     pub shards: ShardsArg,
 
     /// Run only on these CPUs, such as 0-3,8. Otherwise the plan of `ringmill topology` decides.
     #[arg(long, value_name = "LIST")]
+    #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<CpuList>,
 
     /// Run near this network card; may be repeated: one group of shards for each.
     #[arg(long, value_name = "NAME")]
+    #[serde(with = "as_text::one_or_more")]
     pub interface: Vec<String>,
 
     /// How to talk to the kernel.
@@ -79,49 +96,119 @@ pub struct EngineArgs {
 
     /// Spin this long for work before sleeping: lower latency for a whole CPU.
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "0")]
+    #[serde(with = "as_text::duration")]
     pub busy_poll: Duration,
 
     /// Serve metrics for Prometheus at http://ADDR/metrics; a bare :PORT means 127.0.0.1.
     #[arg(long, value_name = "ADDR", value_parser = parse_loopback_address)]
+    #[serde(with = "as_text::address", skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
 
     /// Refuse an optional io_uring feature, as an older kernel would (see `ringmill doctor`).
     #[arg(long, value_name = "FEATURE", hide = true)]
+    #[serde(skip)]
     pub uring_without: Vec<uring::Feature>,
 }
 
 /// Bounds of a server.
-#[derive(Debug, Clone, Args)]
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Limits")]
+#[serde(default, deny_unknown_fields)]
 pub struct LimitArgs {
-    /// Refuse connections past this number. Rings are added until they hold as many; by default
-    /// it is what one ring on each shard holds.
+    /// Refuse connections past this number; more rings are made when it needs them [default: what
+    /// the shards' rings hold under the limit of open files].
     #[arg(long, value_name = "N", value_parser = parse_connections)]
+    #[serde(with = "as_text::connections", skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<usize>,
 
     /// Close a connection on which nothing came or went for this long; 0 never does.
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "0")]
+    #[serde(with = "as_text::duration")]
     pub idle_timeout: Duration,
 
     /// Close a connection whose peer took nothing from a full queue for this long; 0 never does.
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "60s")]
+    #[serde(with = "as_text::duration")]
     pub write_stall_timeout: Duration,
 
     /// Unsent bytes that one connection may hold before it is paused.
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "1MiB")]
+    #[serde(with = "as_text::size")]
     pub queue_per_connection: u64,
 
     /// Unsent bytes that all connections of one shard may hold.
     #[arg(long, value_name = "SIZE", value_parser = units::parse_size, default_value = "256MiB")]
+    #[serde(with = "as_text::size")]
     pub queue_per_shard: u64,
 
     /// How long a stop (SIGTERM) waits for queues to empty and peers to close.
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "5s")]
+    #[serde(with = "as_text::duration")]
     pub drain_timeout: Duration,
 
     /// Share the ports with other processes of the same user (SO_REUSEPORT).
     #[arg(long)]
     pub share_port: bool,
+}
+
+impl Default for LimitArgs {
+    fn default() -> Self {
+        Self {
+            max_connections: None,
+            idle_timeout: Duration::ZERO,
+            write_stall_timeout: Duration::from_secs(60),
+            queue_per_connection: 1 << 20,
+            queue_per_shard: 256 << 20,
+            drain_timeout: Duration::from_secs(5),
+            share_port: false,
+        }
+    }
+}
+
+/// Which datagrams a service answers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+#[command(next_help_heading = "Datagrams")]
+pub struct GuardArgs {
+    /// Datagrams per second that one source address may have answered by one shard, so that forged
+    /// sources cannot make a flood or a loop of it; 0 sets no limit.
+    #[arg(
+        long,
+        value_name = "N",
+        value_parser = parse_source_rate,
+        default_value_t = PER_SOURCE_RATE_DEFAULT
+    )]
+    pub per_source_rate: u32,
+
+    /// Hold loopback sources to the rate too.
+    #[arg(long)]
+    pub limit_loopback: bool,
+}
+
+impl Default for GuardArgs {
+    fn default() -> Self {
+        Self {
+            per_source_rate: PER_SOURCE_RATE_DEFAULT,
+            limit_loopback: false,
+        }
+    }
+}
+
+impl From<GuardArgs> for GuardSettings {
+    fn from(args: GuardArgs) -> Self {
+        Self {
+            per_source_rate: (args.per_source_rate > 0).then_some(args.per_source_rate),
+            limit_loopback: args.limit_loopback,
+        }
+    }
+}
+
+/// Datagrams per second of one source; 0 is no limit.
+///
+/// # Errors
+/// When it is no count, or more than 32 bits hold.
+pub fn parse_source_rate(text: &str) -> Result<u32, String> {
+    let count = units::parse_count(text).map_err(|error| error.to_string())?;
+    u32::try_from(count).map_err(|_| format!("{count} is too many; 0 sets no limit"))
 }
 
 /// A count of connections.
@@ -148,4 +235,28 @@ pub fn parse_loopback_address(text: &str) -> Result<SocketAddr, String> {
     };
     full.parse()
         .map_err(|_| format!("'{text}' is no address; use :9100 or 10.0.0.1:9100"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Flags {
+        #[command(flatten)]
+        engine: EngineArgs,
+        #[command(flatten)]
+        limits: LimitArgs,
+        #[command(flatten)]
+        guard: GuardArgs,
+    }
+
+    #[test]
+    fn no_flag_and_no_key_mean_the_same() {
+        let flags = Flags::parse_from(["test"]);
+        assert_eq!(flags.engine, EngineArgs::default());
+        assert_eq!(flags.limits, LimitArgs::default());
+        assert_eq!(flags.guard, GuardArgs::default());
+    }
 }

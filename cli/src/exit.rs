@@ -44,6 +44,7 @@ pub fn of(error: &anyhow::Error) -> Exit {
     use ringmill_engine::StartError;
     let mendable = error.chain().any(|cause| {
         cause.is::<UsageError>()
+            || cause.is::<crate::config::ConfigError>()
             || cause.is::<crate::endpoint::EndpointError>()
             || cause.is::<crate::endpoint::AddressError>()
             || matches!(

@@ -8,9 +8,13 @@ use anyhow::{Context as _, Result};
 use ringmill_engine::topology::{self, Plan, PlanRequest, ShardCount, Topology};
 use ringmill_engine::{Address, Builder, Engine, Limits, Protocol, Service, uring};
 
-use crate::args::{EngineArgs, LimitArgs, ShardsArg};
+use crate::args::{DriverArg, EngineArgs, LimitArgs, ShardsArg};
 use crate::endpoint::{Addresses, Endpoint, Transport, bind_all};
 use crate::exit::UsageError;
+
+/// Files that a server needs beside its connections where each connection is one: sockets to
+/// listen on, metrics, logs.
+const FILES_RESERVED: usize = 256;
 
 /// Where the shards of an engine run.
 pub struct Placement {
@@ -18,19 +22,29 @@ pub struct Placement {
     pub topology: Arc<Topology>,
     /// Which shard is where.
     pub plan: Plan,
+    /// Connections that the engine may hold: as many as asked for, else what its shards can.
+    pub connections_max: usize,
+    /// What the user should know about the plan.
+    pub note: Option<String>,
 }
 
-/// Plans the shards of an engine.
+/// Plans the shards of an engine for so many connections, or for as many as its shards hold.
 ///
 /// # Errors
 /// When the CPUs or cards that were asked for are not there.
-pub fn place(args: &EngineArgs, connections: usize, listens: bool) -> Result<Placement> {
+pub fn place(args: &EngineArgs, connections: Option<usize>, listens: bool) -> Result<Placement> {
     let topology = Topology::read().context("cannot read the machine's CPUs")?;
     let files = ringmill_engine::sys::socket::raise_file_limit();
-    // Only rings hold more connections than the process may have files.
+    let options = uring_options(args);
     let rings = match args.driver {
-        crate::args::DriverArg::Epoll => 1,
-        _ => uring::rings_for(connections, files, listens),
+        DriverArg::Epoll => false,
+        DriverArg::Uring => true,
+        DriverArg::Auto => uring::probe(&options).is_ok(),
+    };
+    // Only rings hold more connections than the process may have files.
+    let rings_needed = match connections {
+        Some(connections) if rings => uring::rings_for(connections, files, listens),
+        _ => 1,
     };
     let request = PlanRequest {
         shards: match args.shards {
@@ -39,15 +53,41 @@ pub fn place(args: &EngineArgs, connections: usize, listens: bool) -> Result<Pla
         },
         interfaces: args.interface.clone(),
         cpus: args.cpus.clone(),
-        min_shards: rings,
+        min_shards: rings_needed,
         ..PlanRequest::default()
     };
     let plan =
         topology::plan(&topology, &request).map_err(|error| UsageError(error.to_string()))?;
+    let shards = plan.shards.len();
+    let note = match (args.shards, connections) {
+        (ShardsArg::Count(asked), Some(connections)) if usize::from(asked) < shards => {
+            Some(format!(
+                "{shards} shards instead of {asked}: one ring holds {} connections under the \
+                 limit of {files} open files, and {connections} are to be held",
+                uring::streams_per_ring(files, listens)
+            ))
+        }
+        _ => None,
+    };
+    let connections_max = connections.unwrap_or_else(|| {
+        if rings {
+            shards * uring::streams_per_ring(files, listens)
+        } else {
+            files.saturating_sub(FILES_RESERVED).max(1)
+        }
+    });
     Ok(Placement {
         topology: Arc::new(topology),
         plan,
+        connections_max,
+        note,
     })
+}
+
+fn uring_options(args: &EngineArgs) -> uring::Options {
+    uring::Options {
+        refuse: args.uring_without.clone(),
+    }
 }
 
 /// An engine's builder with its placement and driver; services are still to be added.
@@ -57,9 +97,7 @@ pub fn builder(args: &EngineArgs, limits: Limits, placement: &Placement) -> Buil
     let machine = Arc::clone(&placement.topology);
     Engine::builder()
         .driver(args.driver.into())
-        .uring_options(uring::Options {
-            refuse: args.uring_without.clone(),
-        })
+        .uring_options(uring_options(args))
         .limits(Limits {
             busy_poll: args.busy_poll,
             ..limits
@@ -76,15 +114,12 @@ pub fn builder(args: &EngineArgs, limits: Limits, placement: &Placement) -> Buil
         })
 }
 
-/// The engine's limits from flags.
+/// The engine's limits from flags and the plan.
 #[must_use]
 pub fn limits(args: &LimitArgs, placement: &Placement) -> Limits {
     let optional = |time: Duration| (!time.is_zero()).then_some(time);
     Limits {
-        max_connections: args.max_connections.unwrap_or_else(|| {
-            let files = ringmill_engine::sys::socket::raise_file_limit();
-            placement.plan.shards.len() * uring::streams_per_ring(files, true)
-        }),
+        max_connections: placement.connections_max,
         idle_timeout: optional(args.idle_timeout),
         write_stall_timeout: optional(args.write_stall_timeout),
         stream_queue_bytes_max: usize::try_from(args.queue_per_connection).unwrap_or(usize::MAX),

@@ -1,7 +1,10 @@
 //! The ringmill command line: flags → configuration → shards → report. It knows no packet.
 
 pub mod args;
+pub mod as_text;
 pub mod commands;
+pub mod config;
+pub mod console;
 pub mod doctor;
 pub mod endpoint;
 pub mod exit;
@@ -9,7 +12,10 @@ pub mod fail_if;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod launch;
+pub mod metrics;
 pub mod report;
+pub mod server;
+pub mod service;
 pub mod signals;
 pub mod units;
 

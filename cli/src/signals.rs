@@ -1,16 +1,20 @@
-//! SIGINT and SIGTERM: the first asks for a clean end, the second ends at once.
+//! SIGINT and SIGTERM: the first asks for a clean end, the second ends at once. SIGHUP, for those
+//! who want it: look at the configuration again.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::Thread;
 
-use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
 /// Counts the signals that ask the program to end.
 #[derive(Clone)]
-pub struct EndRequests(Arc<AtomicU32>);
+pub struct EndRequests {
+    ends: Arc<AtomicU32>,
+    hangups: Arc<AtomicU32>,
+}
 
 impl EndRequests {
     /// Watches from now on. `control` is unparked at each signal.
@@ -18,28 +22,53 @@ impl EndRequests {
     /// # Errors
     /// When the signals cannot be caught.
     pub fn watch(control: Thread) -> io::Result<Self> {
-        let count = Arc::new(AtomicU32::new(0));
-        let mut signals = Signals::new([SIGINT, SIGTERM])?;
-        let counted = Arc::clone(&count);
+        Self::watch_for(control, &[SIGINT, SIGTERM])
+    }
+
+    /// Watches for SIGHUP too, which then ends nothing.
+    ///
+    /// # Errors
+    /// When the signals cannot be caught.
+    pub fn watch_with_hangups(control: Thread) -> io::Result<Self> {
+        Self::watch_for(control, &[SIGINT, SIGTERM, SIGHUP])
+    }
+
+    fn watch_for(control: Thread, wanted: &[i32]) -> io::Result<Self> {
+        let requests = Self {
+            ends: Arc::default(),
+            hangups: Arc::default(),
+        };
+        let mut signals = Signals::new(wanted)?;
+        let counted = requests.clone();
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
-                for _ in &mut signals {
-                    counted.fetch_add(1, Ordering::SeqCst);
+                for signal in &mut signals {
+                    if signal == SIGHUP {
+                        counted.hangups.fetch_add(1, Ordering::SeqCst);
+                    } else {
+                        counted.request();
+                    }
                     control.unpark();
                 }
             })?;
-        Ok(Self(count))
+        Ok(requests)
     }
 
     /// How many there were.
     #[must_use]
     pub fn count(&self) -> u32 {
-        self.0.load(Ordering::SeqCst)
+        self.ends.load(Ordering::SeqCst)
     }
 
     /// Ends a run from inside the program, as the first signal would.
     pub fn request(&self) {
-        self.0.fetch_add(1, Ordering::SeqCst);
+        self.ends.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// Whether a SIGHUP came since this was last asked.
+    #[must_use]
+    pub fn take_hangup(&self) -> bool {
+        self.hangups.swap(0, Ordering::SeqCst) > 0
     }
 }

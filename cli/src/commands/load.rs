@@ -23,6 +23,7 @@ use crate::endpoint::{Endpoint, Transport};
 use crate::exit::{Exit, UsageError};
 use crate::fail_if::FailIf;
 use crate::launch::{self, Placement};
+use crate::metrics::{MetricsServer, Watched};
 use crate::report::hlog::{LatencyKind, LogWriter};
 use crate::report::seed_style::{Labels, SeedRun, TotalMessages};
 use crate::report::steal::{MachineTimes, ProcessTimes, Usage};
@@ -243,7 +244,8 @@ fn echo(args: &EchoArgs) -> Result<Exit> {
         seed: args.seed,
         reset_on_close: args.reset,
     });
-    let placement = launch::place(&args.engine, args.connections, false)?;
+    let placement = launch::place(&args.engine, Some(args.connections), false)?;
+    let metrics = args.engine.metrics.map(MetricsServer::start).transpose()?;
     let limits = Limits {
         max_connections: args.connections,
         // A load client's own queue is bounded by its depth.
@@ -301,6 +303,7 @@ fn echo(args: &EchoArgs) -> Result<Exit> {
         endpoint: &args.endpoint,
         settings,
         placement: &placement,
+        metrics,
         engine,
         controller,
         shared,
@@ -333,7 +336,8 @@ fn flood(args: &FloodArgs) -> Result<Exit> {
             args.size
         )));
     }
-    let placement = launch::place(&args.engine, 1, false)?;
+    let placement = launch::place(&args.engine, None, false)?;
+    let metrics = args.engine.metrics.map(MetricsServer::start).transpose()?;
     let shards = placement.plan.shards.len();
     let config = Arc::new(FloodConfig {
         target,
@@ -369,6 +373,7 @@ fn flood(args: &FloodArgs) -> Result<Exit> {
         endpoint: &args.endpoint,
         settings,
         placement: &placement,
+        metrics,
         engine,
         controller,
         shared,
@@ -394,6 +399,7 @@ struct Run<'a> {
     endpoint: &'a Endpoint,
     settings: BTreeMap<String, serde_json::Value>,
     placement: &'a Placement,
+    metrics: Option<MetricsServer>,
     engine: Engine,
     controller: Controller<Command>,
     shared: Arc<[Arc<Shared>]>,
@@ -420,6 +426,19 @@ impl Run<'_> {
         let began = Instant::now();
         let progress = Progress::new(self.args.json);
         if let Some(note) = self.engine.driver_note() {
+            progress.note(&format!("ringmill: {note}"));
+        }
+        if let Some(metrics) = &self.metrics {
+            metrics.watch(Watched {
+                services: self.engine.services().to_vec(),
+                shards: self.engine.metrics().to_vec(),
+                driver: self.engine.driver().to_string(),
+                guards: Vec::new(),
+                load: Some(Arc::clone(&self.shared)),
+            });
+            progress.note(&format!("metrics at {}", metrics.url()));
+        }
+        if let Some(note) = &self.placement.note {
             progress.note(&format!("ringmill: {note}"));
         }
         if !self.connect(&signals, &progress)? {

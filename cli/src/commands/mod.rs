@@ -7,6 +7,7 @@ use clap::{Parser, Subcommand};
 use crate::exit::{self, Exit};
 
 pub mod load;
+pub mod run;
 pub mod serve;
 pub mod topology;
 
@@ -30,6 +31,8 @@ pub struct Cli {
 pub enum Command {
     /// Serve a protocol on every core.
     Serve(serve::ServeArgs),
+    /// Run any number of services from a file on one set of shards.
+    Run(run::RunArgs),
     /// Load a server and report what it did.
     Load(load::LoadArgs),
     /// Show the machine and where shards would run.
@@ -48,6 +51,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Serve(args) => serve::run(&args),
+        Command::Run(args) => run::run(&args),
         Command::Load(args) => load::run(&args),
         Command::Topology(args) => topology::run(&args),
         Command::Doctor { json } => return doctor(json),

@@ -25,7 +25,7 @@ pub struct TopologyArgs {
 /// # Errors
 /// When the CPUs or cards that were asked for are not there.
 pub fn run(args: &TopologyArgs) -> Result<Exit> {
-    let placement = launch::place(&args.engine, 1, true)?;
+    let placement = launch::place(&args.engine, None, true)?;
     if args.json {
         let object = serde_json::json!({ "topology": *placement.topology, "plan": placement.plan });
         println!(

@@ -1,0 +1,122 @@
+//! `ringmill run`: any number of services from a file, on one set of shards.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::Args;
+
+use crate::config::{self, Configuration};
+use crate::exit::Exit;
+use crate::launch::Placement;
+use crate::server::{self, ConsoleArgs};
+
+/// Flags of `ringmill run`.
+#[derive(Debug, Args)]
+#[command(after_long_help = FILE_HELP)]
+pub struct RunArgs {
+    /// The configuration file (TOML). It is read once: a change while the services run is not
+    /// applied. SIGHUP reads it again and says whether it is valid.
+    #[arg(value_name = "FILE")]
+    pub file: PathBuf,
+
+    /// Only check the file and whether it fits this machine; start nothing.
+    #[arg(long)]
+    pub check: bool,
+
+    /// Print the effective configuration, every default written out, and start nothing.
+    #[arg(long)]
+    pub print_config: bool,
+
+    /// Print events as NDJSON, as `json = true` in the file does.
+    #[arg(long)]
+    pub json: bool,
+
+    /// What standard input means.
+    #[command(flatten)]
+    pub console: ConsoleArgs,
+}
+
+const FILE_HELP: &str = "\
+The file, with everything but the services optional:
+
+  json = false               # events as NDJSON
+  stats = \":9101\"            # CPU time for load clients
+  [engine]                   # the flags of `ringmill serve`, with _ for -
+  shards = \"auto\"
+  interface = [\"eth0\", \"eth1\"]
+  metrics = \":9100\"
+  [limits]
+  idle_timeout = \"5min\"
+  [[service]]                # as many as you like
+  name = \"front\"             # labels its counters
+  module = \"echo\"            # or \"discard\"
+  endpoints = [\"tcp://:7000\", \"udp://:7000\"]
+  per_source_rate = 10000    # module echo: datagrams per second and source";
+
+/// Runs the services of a file.
+///
+/// # Errors
+/// When the file is wrong, an endpoint cannot be bound, or a shard fails.
+pub fn run(args: &RunArgs) -> Result<Exit> {
+    let mut configuration = config::load(&args.file)?;
+    configuration.json |= args.json;
+    // Everything is checked before anything starts: the text above, the machine here.
+    if args.check || args.print_config {
+        let placement = check(&configuration)?;
+        if args.print_config {
+            print!("{}{}", summary(&placement), configuration.to_toml());
+        } else {
+            println!("{}: valid", args.file.display());
+        }
+        return Ok(Exit::Ok);
+    }
+    let reload = || -> Result<String> {
+        let mut found = config::load(&args.file)?;
+        found.json |= args.json;
+        check(&found)?;
+        let file = args.file.display();
+        Ok(if found == configuration {
+            format!("{file} is valid and unchanged")
+        } else {
+            format!("{file} is valid; its changes take effect at the next start")
+        })
+    };
+    server::run(&configuration, args.console, Some(&reload))
+}
+
+/// Checks what the text cannot tell: that names resolve, that CPUs and cards are there.
+fn check(configuration: &Configuration) -> Result<Placement> {
+    for service in &configuration.services {
+        for endpoint in &service.endpoints {
+            endpoint.listen_addresses()?;
+        }
+    }
+    server::place(configuration)
+}
+
+/// What the plan makes of the settings, as comments.
+fn summary(placement: &Placement) -> String {
+    let shards = placement.plan.shards.iter();
+    let cpus: Vec<_> = shards.map(|shard| shard.cpu.to_string()).collect();
+    let note = placement.note.as_ref();
+    format!(
+        "# On this machine: {} shards on CPUs {}; up to {} connections.\n{}",
+        placement.plan.shards.len(),
+        cpus.join(", "),
+        placement.connections_max,
+        note.map_or_else(String::new, |note| format!("# {note}\n")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_file_in_the_help_is_valid() {
+        let (_, file) = FILE_HELP.split_once("\n\n").unwrap();
+        let read = config::parse(file, "help").unwrap();
+        assert_eq!(read.engine.interface.len(), 2);
+        assert_eq!(read.services.len(), 1);
+    }
+}
