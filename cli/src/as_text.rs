@@ -67,7 +67,7 @@ pub mod duration {
     pub fn serialize<S: Serializer>(time: &Duration, to: S) -> Result<S::Ok, S::Error> {
         let nanos = time.as_nanos();
         let units = [(1_000_000_000, "s"), (1_000_000, "ms"), (1_000, "us")];
-        let unit = units.iter().find(|(size, _)| nanos % size == 0);
+        let unit = units.iter().find(|(size, _)| nanos.is_multiple_of(*size));
         let (size, name) = unit.copied().unwrap_or((1, "ns"));
         to.collect_str(&format_args!("{}{name}", nanos / size))
     }
@@ -90,7 +90,7 @@ pub mod size {
     /// Those of the serializer.
     pub fn serialize<S: Serializer>(bytes: &u64, to: S) -> Result<S::Ok, S::Error> {
         let units = [(1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB")];
-        let unit = units.iter().find(|(size, _)| bytes % size == 0);
+        let unit = units.iter().find(|(size, _)| bytes.is_multiple_of(*size));
         match unit {
             Some((size, name)) if *bytes > 0 => {
                 to.collect_str(&format_args!("{}{name}", bytes / size))

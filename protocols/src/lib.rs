@@ -7,4 +7,5 @@ pub mod control;
 pub mod discard;
 pub mod echo;
 pub mod guard;
+pub mod interactive;
 pub mod load;

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::{self, Exit};
 
+pub mod echo;
 pub mod load;
 pub mod run;
 pub mod serve;
@@ -35,6 +36,8 @@ pub enum Command {
     Run(run::RunArgs),
     /// Load a server and report what it did.
     Load(load::LoadArgs),
+    /// Talk to a server by hand: typed lines go out, answers are printed.
+    Echo(echo::EchoArgs),
     /// Show the machine and where shards would run.
     Topology(topology::TopologyArgs),
     /// Show what this host allows, what ringmill will use, and what to change.
@@ -53,6 +56,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Load(args) => load::run(&args),
+        Command::Echo(args) => echo::run(&args),
         Command::Topology(args) => topology::run(&args),
         Command::Doctor { json } => return doctor(json),
     };
