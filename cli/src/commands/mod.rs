@@ -6,7 +6,9 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::{self, Exit};
 
+pub mod demo;
 pub mod echo;
+pub mod generate;
 pub mod load;
 pub mod run;
 pub mod serve;
@@ -18,7 +20,10 @@ pub mod topology;
     name = "ringmill",
     version,
     about,
+    after_help = EXAMPLES,
     propagate_version = true,
+    subcommand_required = true,
+    arg_required_else_help = true,
     max_term_width = 100
 )]
 pub struct Cli {
@@ -27,9 +32,25 @@ pub struct Cli {
     pub command: Command,
 }
 
+const EXAMPLES: &str = "\
+Examples:
+  ringmill demo                                  server and client on this machine, with a report
+  ringmill serve echo tcp://:7000 udp://:7000    serve on every core, for this machine only
+  ringmill load echo tcp://:7000 -c 1000         load it from 1000 connections
+  ringmill echo udp://:7000                      talk to it by hand
+  ringmill run server.toml --check               check a file of services
+
+Endpoints: ':7000' is this machine only (127.0.0.1 and ::1), '*:7000' every address, or an address
+or name; 'unix:/path' is a Unix socket.
+
+Exit codes: 0 done, 1 failed, 2 wrong flags, file or endpoint, 3 a --fail-if condition, 4 wrong or
+lost bytes, 130 ended by a second signal.";
+
 /// What to do.
 #[derive(Debug, Subcommand)]
 pub enum Command {
+    /// Load an echo server on this machine for some seconds and report.
+    Demo(demo::DemoArgs),
     /// Serve a protocol on every core.
     Serve(serve::ServeArgs),
     /// Run any number of services from a file on one set of shards.
@@ -46,6 +67,10 @@ pub enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Print shell completions.
+    Completions(generate::CompletionsArgs),
+    /// Write man pages.
+    Man(generate::ManArgs),
 }
 
 /// Runs the program.
@@ -53,6 +78,9 @@ pub enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let result = match cli.command {
+        Command::Demo(args) => demo::run(&args),
+        Command::Completions(args) => generate::completions(&args),
+        Command::Man(args) => generate::man(&args),
         Command::Serve(args) => serve::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Load(args) => load::run(&args),
