@@ -4,9 +4,15 @@
 //! Each takes any bytes and panics when the parser breaks its promise; a refusal is fine. Not
 //! part of the interface.
 
+use std::ffi::OsString;
 use std::fmt::{Debug, Display};
+use std::os::unix::ffi::OsStringExt as _;
 use std::str::FromStr;
 
+use clap::Parser as _;
+
+use crate::commands::Cli;
+use crate::config;
 use crate::endpoint::{Endpoint, Scheme};
 use crate::fail_if::FailIf;
 use crate::report::{Report, hlog};
@@ -17,8 +23,10 @@ pub type Target = fn(&[u8]);
 
 /// Every target by name, as its folder in `fuzz/corpus` is called.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("config", configuration),
     ("endpoint", endpoint),
     ("fail_if", fail_if),
+    ("flags", flags),
     ("hlog", histogram_log),
     ("units", numbers),
 ];
@@ -57,6 +65,30 @@ pub fn endpoint(data: &[u8]) {
             Ok(endpoint) => round_trip(&endpoint),
             Err(error) => explains(&error),
         }
+    }
+}
+
+/// The command line: each line of the data is one argument, of any bytes.
+pub fn flags(data: &[u8]) {
+    let arguments = data.split(|byte| *byte == b'\n');
+    let arguments = arguments.map(|bytes| OsString::from_vec(bytes.to_vec()));
+    if let Err(error) = Cli::try_parse_from(std::iter::once("ringmill".into()).chain(arguments)) {
+        explains(&error.render());
+    }
+}
+
+/// Configuration files: what is read prints as a file that reads as the same.
+pub fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    match config::parse(text, "fuzz") {
+        Ok(read) => {
+            let printed = read.to_toml();
+            let again = config::parse(&printed, "printed").expect("what was printed is readable");
+            assert_eq!(again, read, "printed as\n{printed}");
+        }
+        Err(error) => explains(&error),
     }
 }
 

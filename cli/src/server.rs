@@ -10,7 +10,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Result, bail};
 use clap::Args;
 use ringmill_engine::{
-    Address, BoundAddress, Builder, Engine, Notice, Service, ServiceSnapshot, error_name,
+    Address, BoundAddress, Builder, Engine, Notice, Service, ServiceSnapshot, StartError,
+    error_name,
 };
 use ringmill_protocols::control::{ServerStats, Stats};
 use ringmill_protocols::guard::{Guards, OwnPorts};
@@ -31,6 +32,11 @@ const NOTICE_INTERVAL: Duration = Duration::from_secs(10);
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon the end of a shard is seen; signals and console words are seen at once.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// The kernel closes the files of a ring a while after the ring itself, so that for a moment our own
+/// old sockets hold the ports that a restart needs.
+const RESTART_PATIENCE: Duration = Duration::from_secs(5);
+const RESTART_INTERVAL: Duration = Duration::from_millis(10);
 
 /// Whether a server listens to its standard input.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args, Default)]
@@ -92,7 +98,7 @@ pub fn run(
             Next::Restart => {
                 server.before = Some(running.engine.addresses().to_vec());
                 drop(running);
-                running = server.start()?;
+                running = server.start_again()?;
                 server.say(&json!({ "type": "restarted" }), "Done!");
             }
             Next::Exit(exit) => return Ok(exit),
@@ -153,6 +159,13 @@ fn sum(totals: &[ServiceSnapshot]) -> ServiceSnapshot {
     totals.iter().fold(zero, |sum, next| sum.plus(next))
 }
 
+fn is_in_use(error: &anyhow::Error) -> bool {
+    match error.downcast_ref() {
+        Some(StartError::Bind { error, .. }) => error.kind() == std::io::ErrorKind::AddrInUse,
+        _ => false,
+    }
+}
+
 impl Server<'_> {
     fn start(&self) -> Result<Running> {
         let Configuration { engine, limits, .. } = self.configuration;
@@ -181,6 +194,19 @@ impl Server<'_> {
             });
         }
         Ok(Running { engine, guards })
+    }
+
+    /// Starts at the addresses of before, once they are free.
+    fn start_again(&self) -> Result<Running> {
+        let patience = Instant::now() + RESTART_PATIENCE;
+        loop {
+            let result = self.start();
+            let in_use = result.as_ref().err().is_some_and(is_in_use);
+            if !in_use || Instant::now() > patience || self.signals.count() > 0 {
+                return result;
+            }
+            std::thread::sleep(RESTART_INTERVAL);
+        }
     }
 
     /// The control query of load clients, as a last service.
