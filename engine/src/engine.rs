@@ -567,6 +567,7 @@ fn run_shard(
 ) -> io::Result<()> {
     let id = parts.id;
     let control = Arc::clone(&parts.control);
+    let _guard = StopOnPanic(id, Arc::clone(&parts.control));
     let opened = (|| {
         if let Some(settle) = settle {
             settle(id)?;
@@ -598,6 +599,22 @@ fn run_shard(
         control.request(Stop::Drain);
     }
     result
+}
+
+/// A shard that panics (a protocol may) stops the others, as one that fails does: its share of the
+/// connections would be lost unseen.
+struct StopOnPanic(ShardId, Arc<ControlState>);
+
+impl Drop for StopOnPanic {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.1.notify(Notice::ShardFailed {
+                shard: self.0,
+                error: "it panicked; the message is on standard error".into(),
+            });
+            self.1.request(Stop::Drain);
+        }
+    }
 }
 
 /// A bound endpoint.

@@ -882,6 +882,8 @@ impl Shard {
         if self.core.stop != Stop::Run {
             if self.core.tables.sockets.live() > 0 {
                 self.close_sockets(false);
+                // A send that succeeds ends no wait, and the socket is closed when it is known.
+                self.work_left |= !self.core.tables.sockets.dirty.is_empty();
             }
             let idle = self.core.tables.streams.live() == 0 && self.core.tables.sockets.live() == 0;
             if idle && !self.ended {

@@ -43,6 +43,7 @@ on_each_driver! {
     streams_are_echoed,
     large_transfers_survive_a_slow_reader,
     a_half_closed_stream_gets_all_its_echoes,
+    a_finished_stream_ends_only_itself,
     the_end_of_a_queue_needs_no_other_event,
     a_reset_is_reported_once,
     a_refused_connect_is_reported,
@@ -690,6 +691,55 @@ fn a_half_closed_stream_gets_all_its_echoes(setting: &Setting) {
         client.read_to_end(&mut got).unwrap();
         assert!(got == data, "{len} bytes: {} came back", got.len());
     }
+    stop(engine);
+}
+
+/// Finishes and closes the streams that say `x` and echoes to the others.
+struct FinishAndClose;
+
+impl Protocol for FinishAndClose {
+    type Message = ();
+
+    fn received(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId, data: Buffer) {
+        if data[..] == *b"x" {
+            ctx.finish(stream);
+            ctx.close(stream);
+        } else {
+            assert!(ctx.send(stream, data).is_queued());
+        }
+    }
+
+    fn ended(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId) {
+        ctx.close(stream);
+    }
+}
+
+/// The slot of a stream that was finished and closed is at once that of another.
+fn a_finished_stream_ends_only_itself(setting: &Setting) {
+    let service = Service::new("finish", |_| FinishAndClose).listen(any_port(false));
+    let engine = setting.builder().service(service).start().unwrap();
+    let address = ip_of(&engine, 0);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                for round in 0..1000 {
+                    let mut other = connect(address);
+                    other.write_all(b"echo").unwrap();
+                    let result = other.read_exact(&mut [0; 4]);
+                    assert!(result.is_ok(), "round {round}: {result:?}");
+                }
+            });
+        }
+        for _ in 0..100 {
+            let mut short: Vec<_> = (0..16).map(|_| connect(address)).collect();
+            short
+                .iter_mut()
+                .for_each(|short| short.write_all(b"x").unwrap());
+            for short in &mut short {
+                assert_eq!(short.read(&mut [0]).unwrap(), 0);
+            }
+        }
+    });
     stop(engine);
 }
 

@@ -250,6 +250,8 @@ fn echo(args: &EchoArgs) -> Result<Exit> {
         max_connections: args.connections,
         // A load client's own queue is bounded by its depth.
         stream_queue_bytes_max: (depth * args.size as usize).max(1 << 20).saturating_mul(2),
+        // What waits is slices of one constant pattern: a bound would only leave connections idle.
+        shard_queue_bytes_max: usize::MAX / 2,
         ..Limits::default()
     };
     let shared: Arc<[Arc<Shared>]> = placement

@@ -45,8 +45,8 @@ struct Place {
     /// When, among the datagrams of the flow, it was sent.
     order: u64,
     out: bool,
-    /// The turn that was last counted as lost; 0 when there is none, or its answer came late.
-    lost_turn: u64,
+    /// Which of its last 64 turns were counted as lost and not answered since; bit 0 is `turn`.
+    lost_turns: u64,
 }
 
 struct Flow {
@@ -175,6 +175,7 @@ impl DatagramLoad {
             for (&number, bytes) in places.iter().zip(bytes.chunks_mut(len)) {
                 let place = &mut flow.places[usize::from(number)];
                 place.turn += 1;
+                place.lost_turns <<= 1;
                 place.intended = intended;
                 place.sent = now;
                 place.order = flow.next_order;
@@ -208,6 +209,10 @@ impl DatagramLoad {
     }
 
     fn pace(&mut self, ctx: &mut Context<'_, Command>) {
+        // The wake-up that was set before the end still comes.
+        if self.ended {
+            return;
+        }
         let Some(pacer) = &mut self.pacer else { return };
         let now = ctx.now();
         while let Some(intended) = pacer.pop_due(now) {
@@ -217,10 +222,8 @@ impl DatagramLoad {
                 self.recorder.tally.unsent += 1;
             }
         }
-        if !self.ended {
-            let next = pacer.next_intended();
-            ctx.set_timer(next, PACE);
-        }
+        let next = pacer.next_intended();
+        ctx.set_timer(next, PACE);
         self.send_backlog(ctx);
     }
 
@@ -286,9 +289,9 @@ impl DatagramLoad {
             for (number, place) in flow.places.iter_mut().enumerate() {
                 if place.out && place.sent <= due {
                     place.out = false;
-                    place.lost_turn = place.turn;
+                    place.lost_turns |= 1;
                     self.outstanding -= 1;
-                    if self.recorder.measuring || self.ended {
+                    if place.sent >= self.recorder.measured_from {
                         self.recorder.tally.lost += 1;
                     }
                     flow.free.push(number as u16);
@@ -319,9 +322,13 @@ impl DatagramLoad {
             return None;
         };
         if turn != place.turn || !place.out {
-            if turn == place.lost_turn && turn > 0 {
+            let lost = match place.turn.checked_sub(turn) {
+                Some(ago @ 0..64) => 1_u64 << ago,
+                _ => 0,
+            };
+            if place.lost_turns & lost != 0 {
                 self.recorder.tally.late += 1;
-                place.lost_turn = 0;
+                place.lost_turns &= !lost;
             } else if turn <= place.turn && turn > 0 {
                 self.recorder.tally.duplicated += 1;
             } else {
@@ -350,7 +357,7 @@ impl DatagramLoad {
             return;
         }
         self.ended = true;
-        self.recorder.measuring = false;
+        self.recorder.end_measuring(self.backlog.len());
         self.recorder.publish();
         self.recorder.set_phase(Phase::Ending);
         self.backlog.clear();
@@ -369,7 +376,10 @@ impl DatagramLoad {
 
     fn finish(&mut self, ctx: &mut Context<'_, Command>) {
         self.done = true;
-        self.recorder.tally.lost += self.outstanding as u64;
+        let from = self.recorder.measured_from;
+        let places = self.flows.iter().flat_map(|flow| flow.places.iter());
+        let lost = places.filter(|place| place.out && place.sent >= from);
+        self.recorder.tally.lost += lost.count() as u64;
         self.recorder.publish();
         for flow in &self.flows {
             ctx.close_socket(flow.socket);
@@ -469,7 +479,9 @@ impl Protocol for DatagramLoad {
             }
             BEGIN => self.begin(ctx),
             MEASURE => {
-                self.recorder.measuring = !self.ended;
+                if !self.ended {
+                    self.recorder.begin_measuring(ctx.now());
+                }
                 ctx.set_timer(self.end_at, END);
             }
             END => self.end(ctx),

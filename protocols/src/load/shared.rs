@@ -188,6 +188,11 @@ pub(super) struct Recorder {
     service: Histogram<u64>,
     /// Counting has begun (and not ended).
     pub(super) measuring: bool,
+    /// When counting began; never, until then.
+    pub(super) measured_from: Nanos,
+    /// The measured time is over: answers no longer count towards the rate, but how long they took
+    /// does, or a server that stalls at the end would hide it.
+    trailing: bool,
     /// Response and service time are the same: one histogram is kept.
     closed_loop: bool,
 }
@@ -201,7 +206,23 @@ impl Recorder {
             response: histogram(),
             service: histogram(),
             measuring: false,
+            measured_from: Nanos::MAX,
+            trailing: false,
             closed_loop,
+        }
+    }
+
+    /// Counting begins.
+    pub(super) fn begin_measuring(&mut self, now: Nanos) {
+        self.measuring = true;
+        self.measured_from = now;
+    }
+
+    /// Counting ends, with so many messages of the schedule not sent.
+    pub(super) fn end_measuring(&mut self, unsent: usize) {
+        if std::mem::take(&mut self.measuring) {
+            self.trailing = true;
+            self.tally.unsent += unsent as u64;
         }
     }
 
@@ -216,11 +237,12 @@ impl Recorder {
     /// Notes an answered message.
     #[inline]
     pub(super) fn answered(&mut self, now: Nanos, intended: Nanos, sent: Nanos, bytes: usize) {
-        if !self.measuring {
+        if self.measuring {
+            self.tally.answered += 1;
+            self.tally.bytes += bytes as u64;
+        } else if !self.trailing {
             return;
         }
-        self.tally.answered += 1;
-        self.tally.bytes += bytes as u64;
         self.service.saturating_record(now.saturating_sub(sent));
         if !self.closed_loop {
             self.response

@@ -156,6 +156,10 @@ impl StreamLoad {
 
     /// Sends what the schedule wants now, and sets the next wake-up.
     fn pace(&mut self, ctx: &mut Context<'_, Command>) {
+        // The wake-up that was set before the end still comes.
+        if self.ended {
+            return;
+        }
         let Some(pacer) = &mut self.pacer else { return };
         let now = ctx.now();
         while let Some(intended) = pacer.pop_due(now) {
@@ -165,10 +169,8 @@ impl StreamLoad {
                 self.recorder.tally.unsent += 1;
             }
         }
-        if !self.ended {
-            let next = pacer.next_intended();
-            ctx.set_timer(next, PACE);
-        }
+        let next = pacer.next_intended();
+        ctx.set_timer(next, PACE);
         self.send_backlog(ctx);
     }
 
@@ -232,7 +234,7 @@ impl StreamLoad {
             return;
         }
         self.ended = true;
-        self.recorder.measuring = false;
+        self.recorder.end_measuring(self.backlog.len());
         self.recorder.publish();
         self.recorder.set_phase(Phase::Ending);
         self.backlog.clear();
@@ -286,7 +288,7 @@ impl Protocol for StreamLoad {
         }
         // Connections begin at different places of the pattern, so that a byte of another
         // connection does not pass for one's own.
-        let number = self.first + self.open.len();
+        let number = self.first + self.recorder.tally.opened as usize - 1;
         let base = number as u64 * 7919 % pattern::PERIOD as u64;
         self.connections[stream.index()] = Connection {
             base,
@@ -355,10 +357,14 @@ impl Protocol for StreamLoad {
             return;
         };
         connection.open = false;
-        self.outstanding -= connection.outstanding.len();
+        let missing = connection.outstanding.len();
+        self.outstanding -= missing;
         connection.outstanding = VecDeque::new();
         if self.done {
             return;
+        }
+        if self.recorder.measuring || self.ended {
+            self.recorder.tally.lost += missing as u64;
         }
         self.open.retain(|open| *open != stream);
         self.recorder.tally.closed_early += 1;
@@ -383,7 +389,9 @@ impl Protocol for StreamLoad {
             }
             BEGIN => self.begin(ctx),
             MEASURE => {
-                self.recorder.measuring = !self.ended;
+                if !self.ended {
+                    self.recorder.begin_measuring(ctx.now());
+                }
                 ctx.set_timer(self.end_at, END);
             }
             END => self.end(ctx),

@@ -180,11 +180,13 @@ enum Op {
     Adopt,
     /// A stream was passed to another shard.
     HandOn,
+    /// FIN was sent.
+    Shutdown,
     /// Nothing to do whatever the answer.
     Ignore,
 }
 
-const OPS: [Op; 14] = [
+const OPS: [Op; 15] = [
     Op::Accept,
     Op::Receive,
     Op::Send,
@@ -198,6 +200,7 @@ const OPS: [Op; 14] = [
     Op::Wake,
     Op::Adopt,
     Op::HandOn,
+    Op::Shutdown,
     Op::Ignore,
 ];
 
@@ -223,6 +226,9 @@ mod bit {
     pub(super) const FAILED: u8 = 32;
     /// The slot was chosen by us and returns to our list.
     pub(super) const OWN: u8 = 64;
+    /// A shutdown is under way. The kernel runs it on a worker that looks the slot up only then:
+    /// the slot must not be closed before, or the next stream in it would be shut down.
+    pub(super) const SHUTTING: u8 = 128;
 }
 
 struct Listener {
@@ -1353,6 +1359,17 @@ impl Uring {
                 let generation = tables.streams.id(index).generation;
                 self.close_slot(slot, bits, tag(Op::Close, generation, index));
             }
+            Op::Shutdown => {
+                let generation = tables.streams.id(index).generation;
+                let stream = tables.streams.at(index);
+                stream.outstanding -= 1;
+                stream.driver &= !bit::SHUTTING;
+                if stream.state == State::Closing {
+                    // The close that waited, already counted.
+                    let (slot, bits) = (stream.slot, stream.driver);
+                    self.close_slot(slot, bits, tag(Op::Close, generation, index));
+                }
+            }
             Op::Wake | Op::Adopt | Op::Ignore => {}
         }
     }
@@ -1490,11 +1507,17 @@ impl Driver for Uring {
     }
 
     fn finish(&mut self, tables: &mut Tables, index: u32) {
+        let generation = tables.streams.id(index).generation;
         let stream = tables.streams.at(index);
+        if stream.driver & bit::SHUTTING != 0 {
+            return;
+        }
+        stream.driver |= bit::SHUTTING;
+        stream.outstanding += 1;
         let entry = opcode::Shutdown::new(types::Fd(stream.slot), libc::SHUT_WR)
             .build()
             .flags(slot_flags(stream.driver))
-            .user_data(tag(Op::Ignore, 0, 0));
+            .user_data(tag(Op::Shutdown, generation, index));
         // SAFETY: the request points to no memory.
         unsafe { self.push(&entry) };
     }
@@ -1519,7 +1542,10 @@ impl Driver for Uring {
             // SAFETY: the option's value is static.
             unsafe { self.push(&entry) };
         }
-        self.close_slot(slot, bits, tag(Op::Close, generation, index));
+        // Else it follows when the shutdown has ended.
+        if bits & bit::SHUTTING == 0 {
+            self.close_slot(slot, bits, tag(Op::Close, generation, index));
+        }
     }
 
     fn hand_on(
@@ -1608,6 +1634,7 @@ impl Drop for Uring {
     fn drop(&mut self) {
         self.directory.0[usize::from(self.shard)].store(-1, Ordering::Release);
         // A waker may keep the ring itself open: end what it holds.
+        self.ring.cancel_all();
         let _ = self.ring.raw().submitter().unregister_files();
         for listener in &mut self.listeners {
             if let Ok(replacement) = std::fs::File::open("/dev/null") {

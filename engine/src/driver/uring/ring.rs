@@ -19,6 +19,10 @@ const SUBMISSIONS: u32 = 4096;
 /// Completion entries asked for; halved while the kernel says ENOMEM (a small memlock).
 const COMPLETIONS: u32 = 16_384;
 const COMPLETIONS_MIN: u32 = 1024;
+/// Tries to hand over the rest of a submission that the kernel took only in part (it had no memory
+/// for more requests), a millisecond apart when nothing was taken: then the ring is given up.
+const SUBMIT_ATTEMPTS_MAX: u32 = 10_000;
+const SUBMIT_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 /// IORING_REGISTER_SEND_MSG_RING and IORING_REGISTER_FILE_ALLOC_RANGE, of linux/io_uring.h.
 const REGISTER_SEND_MSG_RING: libc::c_uint = 31;
 const REGISTER_FILE_ALLOC_RANGE: libc::c_uint = 25;
@@ -127,38 +131,32 @@ impl Ring {
         self.uring.submission().is_full()
     }
 
-    /// Hands all queued requests to the kernel without waiting: when it returns, the kernel has
-    /// taken every one. Memory that requests need only while they are submitted is free then.
+    /// Hands the queued requests to the kernel without waiting: all of them, because the memory
+    /// of a tried send is used again as soon as this returns.
     pub(super) fn submit(&mut self) -> io::Result<()> {
-        loop {
-            let result = self.uring.submit();
-            if self.unsubmitted() == 0 {
+        for _ in 0..SUBMIT_ATTEMPTS_MAX {
+            let taken = match self.uring.submit() {
+                Ok(taken) => taken,
+                Err(error) if is_passing(&error) => 0,
+                Err(error) => return Err(error),
+            };
+            if self.uring.submission().is_empty() {
                 return Ok(());
             }
-            match result {
-                Ok(_) => {}
-                Err(error) if is_passing(&error) => {
-                    // Completions must be taken before more can be submitted, or memory was short.
-                    let completions = self.uring.completion();
-                    self.stash.extend(completions);
-                    std::thread::yield_now();
-                }
-                Err(error) => return Err(error),
+            if taken == 0 {
+                // Completions must be taken before more can be submitted, or memory was short.
+                let completions = self.uring.completion();
+                self.stash.extend(completions);
+                std::thread::sleep(SUBMIT_PAUSE);
             }
         }
+        Err(io::Error::from_raw_os_error(libc::ENOMEM))
     }
 
     /// A completion that had to be taken out of its turn.
     #[inline]
     pub(super) fn stashed(&mut self) -> Option<cqueue::Entry> {
         self.stash.pop_front()
-    }
-
-    /// Requests that the kernel has not taken yet.
-    fn unsubmitted(&mut self) -> usize {
-        let mut submission = self.uring.submission();
-        submission.sync();
-        submission.len()
     }
 
     /// Submits and waits.
@@ -180,17 +178,22 @@ impl Ring {
                 submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec))
             }
         };
-        match result {
-            Ok(_) => {}
-            Err(error) if error.raw_os_error() == Some(libc::ETIME) => {}
-            Err(error) if is_passing(&error) => {}
-            Err(error) => return Err(error),
-        }
-        // Nearly always all of it was taken; the caller relies on it.
-        if self.unsubmitted() > 0 {
-            self.submit()
-        } else {
+        Self::forgive(result)?;
+        // The kernel takes a part when it has no memory for all, and then does not wait.
+        if self.uring.submission().is_empty() {
             Ok(())
+        } else {
+            self.submit()
+        }
+    }
+
+    /// What a call may answer without harm.
+    fn forgive(result: io::Result<usize>) -> io::Result<()> {
+        match result {
+            Err(error) if error.raw_os_error() != Some(libc::ETIME) && !is_passing(&error) => {
+                Err(error)
+            }
+            _ => Ok(()),
         }
     }
 
@@ -215,7 +218,20 @@ impl Ring {
 
     /// Brings overflowed completions into the queue.
     pub(super) fn flush_overflow(&mut self) -> io::Result<()> {
-        self.submit_and_get_events().map(drop)
+        Self::forgive(self.submit_and_get_events())
+    }
+
+    /// Ends every request that the kernel holds. Closing the descriptor alone does not: others may
+    /// hold the ring (a waker), and the kernel takes a closed ring down behind our back, while
+    /// memory that its requests point to is being freed.
+    pub(super) fn cancel_all(&mut self) {
+        let submitter = self.uring.submitter();
+        let patience = types::Timespec::new().sec(1);
+        let _ = submitter.register_sync_cancel(Some(patience), types::CancelBuilder::any());
+        // Lets the cancelled ones run to their end; nothing is submitted.
+        // SAFETY: no argument is passed.
+        let _ =
+            unsafe { submitter.enter::<libc::sigset_t>(0, 0, EnterFlags::GETEVENTS.bits(), None) };
     }
 
     #[inline]
