@@ -2,7 +2,7 @@
 //! its signals. `ringmill serve` and `ringmill run` differ only in where the services come from.
 
 use std::fmt::Display;
-use std::io::{IsTerminal as _, Write as _};
+use std::io::Write as _;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -273,10 +273,10 @@ impl Server<'_> {
             let event = json!({ "type": "metrics", "url": url });
             self.say(&event, &format!("metrics at {url}"));
         }
-        if self.console.is_some() && std::io::stdin().is_terminal() {
+        if self.console.is_some() {
             self.say(
                 &json!({ "type": "console" }),
-                "An empty line stops the server, '!' restarts it.",
+                "An empty line or the end of input stops the server, '!' restarts it.",
             );
         }
     }

@@ -14,6 +14,8 @@ use nix::sys::signal::Signal;
 
 const SERVE: [&str; 5] = ["serve", "echo", "tcp://127.0.0.1:0", "--shards", "1"];
 
+const WORDS: &str = "An empty line or the end of input stops the server, '!' restarts it.";
+
 /// A terminal: the side where one types and reads, and the side for the program.
 fn terminal() -> (File, Stdio) {
     let _lock = FORK.lock().unwrap_or_else(PoisonError::into_inner);
@@ -61,7 +63,6 @@ fn which_inputs_are_listened_to() {
         let arguments: Vec<_> = SERVE.iter().chain(more).copied().collect();
         let mut server = Running::start(&arguments, input());
         let address = server.address("tcp");
-        assert_eq!(server.has_thread("console"), listens, "{what}");
         // The end of its input.
         drop(server.input.take());
         if !listens {
@@ -69,11 +70,13 @@ fn which_inputs_are_listened_to() {
             server.signal(Signal::SIGTERM);
         }
         server.ended_well();
+        let said = server.output();
+        let console = |line: &String| line.contains(WORDS) || line.contains(r#""console""#);
+        assert_eq!(said.iter().any(console), listens, "{what}: {said:#?}");
     }
     let (keyboard, input) = terminal();
     let mut server = Running::start(&SERVE, input);
-    server.address("tcp");
-    assert!(server.has_thread("console"), "a terminal");
+    server.line(WORDS);
     drop(keyboard);
     server.ended_well();
 }
@@ -92,9 +95,7 @@ fn words_at_a_server() {
             None => server.write(text),
         };
         let address = server.address("tcp");
-        if on_terminal {
-            server.line("An empty line stops the server, '!' restarts it.");
-        }
+        server.line(WORDS);
         echoes(address);
         type_in(&mut server, "any other line is ignored\n!\n");
         server.line("Server restarting...Done!");

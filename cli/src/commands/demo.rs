@@ -276,7 +276,7 @@ mod tests {
             allowed,
         });
         Topology {
-            source: Source::Sys,
+            source: Source::Sysfs,
             cpus: cpus.collect(),
             nodes: Vec::<NumaNode>::new(),
             caches: Vec::new(),

@@ -121,12 +121,10 @@ impl Running {
         kill(Pid::from_raw(self.process.id() as i32), signal).unwrap();
     }
 
-    /// Whether it has a thread of this name.
-    pub fn has_thread(&self, name: &str) -> bool {
-        let tasks = std::fs::read_dir(format!("/proc/{}/task", self.process.id())).unwrap();
-        tasks.flatten().any(|task| {
-            std::fs::read_to_string(task.path().join("comm")).is_ok_and(|comm| comm.trim() == name)
-        })
+    /// All that it printed beside what was waited for, once it has ended.
+    pub fn output(&mut self) -> Vec<String> {
+        self.seen.extend(self.lines.iter());
+        std::mem::take(&mut self.seen)
     }
 
     /// Waits for its end.
