@@ -136,6 +136,10 @@ impl<M: Send + 'static> Context<'_, M> {
     }
 
     /// Sends what is queued and closes. Nothing more is received; `closed` follows.
+    ///
+    /// If the peer is still sending, its unread bytes make the kernel answer with a reset, which
+    /// may overtake the last bytes that we sent (RFC 1122 §4.2.2.13). A protocol that has the last
+    /// word uses [`Context::finish`] and closes when the peer ends.
     pub fn close(&mut self, stream: StreamId) {
         self.core.close(stream, Closed::Normally);
     }

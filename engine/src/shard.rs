@@ -23,6 +23,7 @@ use crate::limits::Limits;
 use crate::mailbox::{Mailbox, ShardBell};
 use crate::protocol::Closed;
 use crate::stream::{ACTIVITY_TICK, State};
+use crate::time::from_duration;
 use crate::timer::TimerWheel;
 use crate::{Buffer, Context, Datagram, Nanos, Protocol};
 
@@ -529,7 +530,7 @@ impl Shard {
     }
 
     fn wait(&mut self) -> io::Result<()> {
-        let busy_poll = self.core.tables.limits.busy_poll.as_nanos() as Nanos;
+        let busy_poll = from_duration(self.core.tables.limits.busy_poll);
         let spinning = busy_poll > 0 && self.core.now.saturating_sub(self.quiet_since) < busy_poll;
         if self.work_left || spinning {
             return self.poll();
@@ -820,7 +821,9 @@ impl Shard {
     fn sweep(&mut self) {
         let core = &mut self.core;
         let ticks = |timeout: Option<Duration>| {
-            timeout.map(|timeout| (timeout.as_nanos() as Nanos).div_ceil(ACTIVITY_TICK) as u32)
+            timeout.map(|timeout| {
+                u32::try_from(from_duration(timeout).div_ceil(ACTIVITY_TICK)).unwrap_or(u32::MAX)
+            })
         };
         let idle = ticks(core.tables.limits.idle_timeout);
         let stall = ticks(core.tables.limits.write_stall_timeout);
@@ -902,7 +905,9 @@ impl Shard {
             service.stopping(&mut self.core);
         }
         let core = &mut self.core;
-        let deadline = core.now + core.tables.limits.drain_timeout.as_nanos() as Nanos;
+        let deadline = core
+            .now
+            .saturating_add(from_duration(core.tables.limits.drain_timeout));
         core.timers.insert(deadline, (ENGINE, DRAIN_DEADLINE));
         let streams: Vec<u32> = core
             .tables

@@ -50,6 +50,8 @@ const FILL_BUFFER_LEN: usize = 64 << 10;
 const OWN_SLOTS_WITH_LISTENERS: usize = 1024;
 /// Accepts that may be on their way while the table is declared full.
 const SLOT_SLACK: usize = 512;
+/// Bytes in one send of one piece: its length travels in 32 bits.
+const SEND_LEN_MAX: usize = 1 << 30;
 /// Pieces of one stream's queue in one send.
 const VECTORS_MAX: usize = 64;
 
@@ -282,7 +284,8 @@ pub(crate) struct Uring {
     /// Slots of our own that are free; empty without direct descriptors.
     own_slots: Vec<u32>,
     tried: Vec<Tried>,
-    failed: Vec<(u32, i32)>,
+    /// Sends of this turn that were not done whole, by stream.
+    failed: HashMap<u32, i32>,
     tried_messages: Vec<TriedMessage>,
     transmits: Vec<Transmit>,
     message_memory: Box<[MessageMemory]>,
@@ -368,7 +371,7 @@ impl Uring {
             accepting: true,
             own_slots: (0..own).rev().collect(),
             tried: Vec::new(),
-            failed: Vec::new(),
+            failed: HashMap::new(),
             tried_messages: Vec::new(),
             transmits: Vec::new(),
             message_memory: Box::new([]),
@@ -649,6 +652,7 @@ impl Uring {
         let fd = types::Fd(stream.slot);
         let (entry, bytes) = if queue.chunks.len() == 1 {
             let chunk = queue.chunks[0].bytes();
+            let chunk = &chunk[..chunk.len().min(SEND_LEN_MAX)];
             (
                 opcode::Send::new(fd, chunk.as_ptr(), chunk.len() as u32)
                     .flags(FLAGS)
@@ -701,11 +705,7 @@ impl Uring {
                 }
                 continue;
             }
-            let result = self
-                .failed
-                .iter()
-                .find(|(failed, _)| *failed == index)
-                .map(|(_, result)| *result);
+            let result = self.failed.get(&index).copied();
             self.settle_one(tables, index, bytes, result, events);
         }
         self.tried = tried;
@@ -766,6 +766,7 @@ impl Uring {
             .front()
             .expect("the queue is not empty")
             .bytes();
+        let chunk = &chunk[..chunk.len().min(SEND_LEN_MAX)];
         let entry = opcode::Send::new(types::Fd(stream.slot), chunk.as_ptr(), chunk.len() as u32)
             .flags(libc::MSG_NOSIGNAL)
             .build()
@@ -1302,7 +1303,9 @@ impl Uring {
         let index = user_data as u32;
         match op {
             Op::Receive => self.received(tables, index, completion, events),
-            Op::Send => self.failed.push((index, completion.result())),
+            Op::Send => {
+                self.failed.insert(index, completion.result());
+            }
             Op::SendMessage => self.tried_messages[index as usize].result = completion.result(),
             Op::ReceiveMessage => self.received_message(tables, index, completion, events),
             Op::SlowSend => self.slow_sent(tables, index, completion.result(), events),

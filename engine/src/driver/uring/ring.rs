@@ -342,8 +342,11 @@ impl MessageWaker {
 
 impl Waker for MessageWaker {
     fn wake(&self) {
-        // Fails only when the ring is gone or its queue overflows: then it is awake or dead.
-        let _ = self.post();
+        // The kernel needs memory to pass it on; a wake-up must not get lost for want of it.
+        // Other errors mean that the ring is gone.
+        while self.post().is_err_and(|error| is_passing(&error)) {
+            std::thread::yield_now();
+        }
     }
 }
 
@@ -541,7 +544,7 @@ impl BufferRing {
         let mut at = self.position[usize::from(bid)];
         loop {
             let bid = self.order[usize::from(at & self.mask)];
-            let part = len.min(self.pool.buffer_len());
+            let part = len.min(self.entry_len(at & self.mask));
             self.lent -= 1;
             self.used += 1;
             each(self.pool.adopt(u32::from(bid), 0, part));
@@ -551,6 +554,19 @@ impl BufferRing {
             }
             at = at.wrapping_add(1);
         }
+    }
+
+    /// The length of the buffer at a position, as the kernel sees it: for a bundle it may shorten
+    /// the first one, and leaves it so when that receive then takes nothing.
+    fn entry_len(&self, at: u16) -> usize {
+        let entry = self
+            .entries
+            .base()
+            .cast::<BufRingEntry>()
+            .wrapping_add(usize::from(at));
+        // SAFETY: `at` is within the region; the kernel has consumed this entry and writes to it
+        // no more, and we write it only in `lend`.
+        unsafe { (*entry).len() as usize }
     }
 
     /// A buffer came back with nothing in it (a receive that ended or failed after it took one).
