@@ -1272,6 +1272,14 @@ impl Network {
         }
     }
 
+    /// Puts a datagram into the network that no socket has sent, under whatever source it claims.
+    /// It takes the delay of a stream's segment; no impairment touches it, partitions do.
+    pub(super) fn inject(&mut self, packet: Packet) {
+        self.path.sent += 1;
+        let at = self.now + self.delay();
+        self.schedule(at, Happening::Datagram(packet));
+    }
+
     fn depart(&mut self, key: FlowKey, backward: usize) {
         let mut departures = std::mem::take(&mut self.departures);
         for departure in departures.drain(..) {

@@ -14,7 +14,7 @@ use std::time::Duration;
 
 use super::SimDriver;
 use super::config::{FaultCounts, PathCounts, WorldConfig};
-use super::network::Network;
+use super::network::{Network, Packet};
 use crate::control::{ControlState, Notice, Stop};
 use crate::driver::{Address, BoundDatagramSocket, BoundListener, BoundSocket};
 use crate::engine::{AnyService, BoundAddress, Endpoint};
@@ -400,6 +400,18 @@ impl World {
     /// Changes the world from now on: faults, impairments, delays.
     pub fn reconfigure(&mut self, change: impl FnOnce(&mut WorldConfig)) {
         change(&mut self.network.borrow_mut().config);
+    }
+
+    /// Puts a datagram into the network as if `from` had sent it: what an attacker does who forges
+    /// a source. It arrives after the delay of a stream's segment, unless a partition is in its
+    /// way; losses, doubling and the like of [`WorldConfig`] are not for it.
+    pub fn inject_datagram(&mut self, from: SocketAddr, to: SocketAddr, bytes: &[u8]) {
+        self.network.borrow_mut().inject(Packet {
+            from,
+            to,
+            ecn: 0,
+            bytes: bytes.into(),
+        });
     }
 
     /// Every bound endpoint of an engine.
