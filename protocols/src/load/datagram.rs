@@ -45,8 +45,33 @@ struct Place {
     /// When, among the datagrams of the flow, it was sent.
     order: u64,
     out: bool,
-    /// Which of its last 64 turns were counted as lost and not answered since; bit 0 is `turn`.
-    lost_turns: u64,
+    /// This turn was given up, and its answer has not come since.
+    lost: bool,
+    /// Which of the turns before this one were lost and have not come late since: bit 0 is the
+    /// turn before. Older ones than it holds count as doubled when they come.
+    lost_before: u64,
+}
+
+impl Place {
+    fn begin_turn(&mut self) {
+        self.turn += 1;
+        self.lost_before = self.lost_before << 1 | u64::from(self.lost);
+        self.lost = false;
+    }
+
+    /// Whether the answer to this turn has been waited for in vain; then it is so no more.
+    fn take_lost(&mut self, turn: u64) -> bool {
+        match self.turn.checked_sub(turn) {
+            Some(0) => std::mem::take(&mut self.lost),
+            Some(ago @ 1..=64) => {
+                let bit = 1 << (ago - 1);
+                let was_lost = self.lost_before & bit != 0;
+                self.lost_before &= !bit;
+                was_lost
+            }
+            _ => false,
+        }
+    }
 }
 
 struct Flow {
@@ -70,6 +95,8 @@ pub struct DatagramLoad {
     first: usize,
     pacer: Option<Pacer>,
     backlog: VecDeque<Nanos>,
+    /// Of the ticks that the pacer gave up, those that are counted.
+    skipped: u64,
     /// Places of the flow at hand that are to be sent in this turn.
     ready: Vec<u16>,
     running: bool,
@@ -94,6 +121,7 @@ impl DatagramLoad {
             first: 0,
             pacer: None,
             backlog: VecDeque::new(),
+            skipped: 0,
             ready: Vec::new(),
             running: false,
             ended: false,
@@ -174,8 +202,7 @@ impl DatagramLoad {
             };
             for (&number, bytes) in places.iter().zip(bytes.chunks_mut(len)) {
                 let place = &mut flow.places[usize::from(number)];
-                place.turn += 1;
-                place.lost_turns <<= 1;
+                place.begin_turn();
                 place.intended = intended;
                 place.sent = now;
                 place.order = flow.next_order;
@@ -222,8 +249,12 @@ impl DatagramLoad {
                 self.recorder.tally.unsent += 1;
             }
         }
-        let next = pacer.next_intended();
-        ctx.set_timer(next, PACE);
+        self.recorder.tally.unsent += pacer.ticks_skipped() - self.skipped;
+        self.skipped = pacer.ticks_skipped();
+        if !self.ended {
+            let next = pacer.next_intended();
+            ctx.set_timer(next, PACE);
+        }
         self.send_backlog(ctx);
     }
 
@@ -289,7 +320,7 @@ impl DatagramLoad {
             for (number, place) in flow.places.iter_mut().enumerate() {
                 if place.out && place.sent <= due {
                     place.out = false;
-                    place.lost_turns |= 1;
+                    place.lost = true;
                     self.outstanding -= 1;
                     if place.sent >= self.recorder.measured_from {
                         self.recorder.tally.lost += 1;
@@ -322,13 +353,8 @@ impl DatagramLoad {
             return None;
         };
         if turn != place.turn || !place.out {
-            let lost = match place.turn.checked_sub(turn) {
-                Some(ago @ 0..64) => 1_u64 << ago,
-                _ => 0,
-            };
-            if place.lost_turns & lost != 0 {
+            if place.take_lost(turn) {
                 self.recorder.tally.late += 1;
-                place.lost_turns &= !lost;
             } else if turn <= place.turn && turn > 0 {
                 self.recorder.tally.duplicated += 1;
             } else {
@@ -501,8 +527,9 @@ impl Protocol for DatagramLoad {
                 end,
             } => {
                 self.end_at = end;
-                ctx.set_timer(start, BEGIN);
+                // Before BEGIN, so that without a warm-up the first messages are counted too.
                 ctx.set_timer(measure.max(start), MEASURE);
+                ctx.set_timer(start, BEGIN);
             }
             Command::End => self.end(ctx),
         }

@@ -45,6 +45,7 @@ pub struct Flood {
     next: usize,
     pacer: Option<Pacer>,
     running: bool,
+    ended: bool,
     blocked: bool,
     end_at: Nanos,
 }
@@ -60,6 +61,7 @@ impl Flood {
             next: 0,
             pacer: None,
             running: false,
+            ended: false,
             blocked: false,
             end_at: Nanos::MAX,
         }
@@ -81,16 +83,24 @@ impl Flood {
                 ctx.set_timer(ctx.now(), GO_ON);
             }
             Some(pacer) => {
-                let mut due = pacer.due(ctx.now()) as usize;
-                let next = pacer.next_intended();
-                while due > 0 {
-                    let count = due.min(at_once);
+                let due = pacer.due(ctx.now()) as usize;
+                self.recorder.tally.unsent = pacer.ticks_skipped();
+                let mut left = due;
+                while left > 0 {
+                    let count = left.min(at_once);
                     if !self.send(ctx, count, len) {
-                        return;
+                        // What is still due goes when the queue has room again.
+                        break;
                     }
-                    due -= count;
+                    left -= count;
                 }
-                ctx.set_timer(next, GO_ON);
+                let Some(pacer) = &mut self.pacer else { return };
+                for _ in left..due {
+                    let _ = pacer.pop_due(ctx.now());
+                }
+                if left == 0 {
+                    ctx.set_timer(pacer.next_intended(), GO_ON);
+                }
             }
         }
     }
@@ -120,6 +130,7 @@ impl Flood {
 
     fn end(&mut self, ctx: &mut Context<'_, Command>) {
         self.running = false;
+        self.ended = true;
         self.recorder.measuring = false;
         self.recorder.publish();
         for socket in self.sockets.drain(..) {
@@ -172,11 +183,11 @@ impl Protocol for Flood {
 
     fn timer(&mut self, ctx: &mut Context<'_, Command>, token: u64) {
         match token {
-            PUBLISH => {
+            PUBLISH if !self.ended => {
                 self.recorder.publish();
                 ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
             }
-            BEGIN => {
+            BEGIN if !self.ended => {
                 self.running = true;
                 self.recorder.set_phase(Phase::Running);
                 self.pacer = self
@@ -186,7 +197,7 @@ impl Protocol for Flood {
                 self.go_on(ctx);
             }
             MEASURE => {
-                self.recorder.measuring = self.running;
+                self.recorder.measuring = !self.ended;
                 ctx.set_timer(self.end_at, END);
             }
             END => self.end(ctx),
@@ -203,8 +214,9 @@ impl Protocol for Flood {
                 end,
             } => {
                 self.end_at = end;
-                ctx.set_timer(start, BEGIN);
+                // Before BEGIN, so that without a warm-up the first messages are counted too.
                 ctx.set_timer(measure.max(start), MEASURE);
+                ctx.set_timer(start, BEGIN);
             }
             Command::End => self.end(ctx),
         }

@@ -57,6 +57,8 @@ pub struct StreamLoad {
     pacer: Option<Pacer>,
     /// Intended times that wait for a connection with room.
     backlog: VecDeque<Nanos>,
+    /// Of the ticks that the pacer gave up, those that are counted.
+    skipped: u64,
     running: bool,
     ended: bool,
     done: bool,
@@ -82,6 +84,7 @@ impl StreamLoad {
             first: 0,
             pacer: None,
             backlog: VecDeque::new(),
+            skipped: 0,
             running: false,
             ended: false,
             done: false,
@@ -169,8 +172,12 @@ impl StreamLoad {
                 self.recorder.tally.unsent += 1;
             }
         }
-        let next = pacer.next_intended();
-        ctx.set_timer(next, PACE);
+        self.recorder.tally.unsent += pacer.ticks_skipped() - self.skipped;
+        self.skipped = pacer.ticks_skipped();
+        if !self.ended {
+            let next = pacer.next_intended();
+            ctx.set_timer(next, PACE);
+        }
         self.send_backlog(ctx);
     }
 
@@ -413,8 +420,9 @@ impl Protocol for StreamLoad {
                 end,
             } => {
                 self.end_at = end;
-                ctx.set_timer(start, BEGIN);
+                // Before BEGIN, so that without a warm-up the first messages are counted too.
                 ctx.set_timer(measure.max(start), MEASURE);
+                ctx.set_timer(start, BEGIN);
             }
             Command::End => self.end(ctx),
         }
