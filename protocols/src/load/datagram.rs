@@ -5,7 +5,7 @@
 //! the rest), or with as many of them as fit, and goes on with the pattern. So every answer is
 //! matched exactly, and lost, late, doubled and reordered datagrams are told apart.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
@@ -33,6 +33,9 @@ const PLACES_MAX: usize = 1 << 16;
 const OPENS_PER_TURN: usize = 256;
 /// Between two looks for datagrams without an answer.
 const SWEEP_INTERVAL: Nanos = 10_000_000;
+/// Lost datagrams that each flow remembers, to tell a late answer from a doubled one; of more, the
+/// lowest turns are forgotten. A flow that loses so many has other troubles.
+const LOST_KEPT_MAX: usize = 4096;
 /// Bytes of the header.
 const HEADER_LEN: usize = 8;
 
@@ -45,33 +48,6 @@ struct Place {
     /// When, among the datagrams of the flow, it was sent.
     order: u64,
     out: bool,
-    /// This turn was given up, and its answer has not come since.
-    lost: bool,
-    /// Which of the turns before this one were lost and have not come late since: bit 0 is the
-    /// turn before. Older ones than it holds count as doubled when they come.
-    lost_before: u64,
-}
-
-impl Place {
-    fn begin_turn(&mut self) {
-        self.turn += 1;
-        self.lost_before = self.lost_before << 1 | u64::from(self.lost);
-        self.lost = false;
-    }
-
-    /// Whether the answer to this turn has been waited for in vain; then it is so no more.
-    fn take_lost(&mut self, turn: u64) -> bool {
-        match self.turn.checked_sub(turn) {
-            Some(0) => std::mem::take(&mut self.lost),
-            Some(ago @ 1..=64) => {
-                let bit = 1 << (ago - 1);
-                let was_lost = self.lost_before & bit != 0;
-                self.lost_before &= !bit;
-                was_lost
-            }
-            _ => false,
-        }
-    }
 }
 
 struct Flow {
@@ -82,6 +58,8 @@ struct Flow {
     next_order: u64,
     highest_order: u64,
     base: u64,
+    /// Turns and places that were given up and whose answer has not come since.
+    lost: BTreeSet<(u64, u16)>,
 }
 
 /// The datagram load of one shard. See the module documentation.
@@ -163,6 +141,7 @@ impl DatagramLoad {
                         free: (0..depth).rev().map(|place| place as u16).collect(),
                         next_order: 1,
                         highest_order: 0,
+                        lost: BTreeSet::new(),
                         base: number as u64 * 7919 % pattern::PERIOD as u64,
                     });
                 }
@@ -202,7 +181,7 @@ impl DatagramLoad {
             };
             for (&number, bytes) in places.iter().zip(bytes.chunks_mut(len)) {
                 let place = &mut flow.places[usize::from(number)];
-                place.begin_turn();
+                place.turn += 1;
                 place.intended = intended;
                 place.sent = now;
                 place.order = flow.next_order;
@@ -241,7 +220,11 @@ impl DatagramLoad {
             return;
         }
         let Some(pacer) = &mut self.pacer else { return };
-        let now = ctx.now();
+        if self.ended {
+            return;
+        }
+        // A late turn must not send what was meant for after the end.
+        let now = ctx.now().min(self.end_at);
         while let Some(intended) = pacer.pop_due(now) {
             if self.backlog.len() < BACKLOG_MAX {
                 self.backlog.push_back(intended);
@@ -251,10 +234,7 @@ impl DatagramLoad {
         }
         self.recorder.tally.unsent += pacer.ticks_skipped() - self.skipped;
         self.skipped = pacer.ticks_skipped();
-        if !self.ended {
-            let next = pacer.next_intended();
-            ctx.set_timer(next, PACE);
-        }
+        ctx.set_timer(pacer.next_intended(), PACE);
         self.send_backlog(ctx);
     }
 
@@ -320,7 +300,10 @@ impl DatagramLoad {
             for (number, place) in flow.places.iter_mut().enumerate() {
                 if place.out && place.sent <= due {
                     place.out = false;
-                    place.lost = true;
+                    flow.lost.insert((place.turn, number as u16));
+                    if flow.lost.len() > LOST_KEPT_MAX {
+                        flow.lost.pop_first();
+                    }
                     self.outstanding -= 1;
                     if place.sent >= self.recorder.measured_from {
                         self.recorder.tally.lost += 1;
@@ -353,7 +336,7 @@ impl DatagramLoad {
             return None;
         };
         if turn != place.turn || !place.out {
-            if place.take_lost(turn) {
+            if flow.lost.remove(&(turn, number as u16)) {
                 self.recorder.tally.late += 1;
             } else if turn <= place.turn && turn > 0 {
                 self.recorder.tally.duplicated += 1;

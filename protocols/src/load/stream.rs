@@ -164,7 +164,11 @@ impl StreamLoad {
             return;
         }
         let Some(pacer) = &mut self.pacer else { return };
-        let now = ctx.now();
+        if self.ended {
+            return;
+        }
+        // A late turn must not send what was meant for after the end.
+        let now = ctx.now().min(self.end_at);
         while let Some(intended) = pacer.pop_due(now) {
             if self.backlog.len() < BACKLOG_MAX {
                 self.backlog.push_back(intended);
@@ -174,10 +178,7 @@ impl StreamLoad {
         }
         self.recorder.tally.unsent += pacer.ticks_skipped() - self.skipped;
         self.skipped = pacer.ticks_skipped();
-        if !self.ended {
-            let next = pacer.next_intended();
-            ctx.set_timer(next, PACE);
-        }
+        ctx.set_timer(pacer.next_intended(), PACE);
         self.send_backlog(ctx);
     }
 
