@@ -303,6 +303,10 @@ fn play(seed: u64) -> Outcome {
         Phase::Done,
         plan.warm_up + plan.sending + DONE_WITHIN,
     );
+    if matches!(plan.load, Load::Flood(_)) {
+        // Nobody waits for the last ones, and a server in trouble takes some seconds for them.
+        world.run_for(Duration::from_secs(20));
+    }
     bench::stop(&mut world);
     let totals = clients.totals();
     let outcome = Outcome {
@@ -369,7 +373,14 @@ fn check(plan: &Plan, outcome: &Outcome, servers: EngineId, clients: &Clients) {
                 words()
             );
             if plan.warm_up == 0 && plan.disturbance == Disturbance::None {
-                assert_eq!(tally.sent, own.sent_datagrams + own.dropped_datagrams);
+                let gone = own.sent_datagrams + own.dropped_datagrams;
+                // A socket that stays blocked for too long is closed with its queue.
+                let shortfall = tally.sent - gone;
+                assert!(
+                    shortfall == 0 || world.faults().datagram_send_blocked > 50,
+                    "{}",
+                    words()
+                );
                 assert_eq!(own.sent_datagrams, path.sent, "{}", words());
                 assert_eq!(discard.received_datagrams, path.delivered, "{}", words());
             }
