@@ -7,7 +7,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use ringmill_engine::pacer::Pacer;
-use ringmill_engine::{Buffer, Closed, Connect, Context, Nanos, Protocol, ShardId, StreamId};
+use ringmill_engine::{Buffer, Closed, Connect, Context, Nanos, Protocol, Sent, ShardId, StreamId};
 
 use super::pattern;
 use super::shared::{Phase, Recorder, Shared};
@@ -141,10 +141,15 @@ impl StreamLoad {
         let mut left = count * len;
         while left > 0 {
             let window = pattern::window(connection.base + connection.sent_bytes, left);
-            if !ctx.send(stream, window).is_queued() {
-                // The whole queue bound is outstanding: nothing that a load client should exceed.
-                self.recorder.failed(("send", "queue full"));
-                return false;
+            match ctx.send(stream, window) {
+                Sent::Queued => {}
+                Sent::Full => {
+                    // The whole queue bound is outstanding: nothing that a load client should exceed.
+                    self.recorder.failed(("send", "queue full"));
+                    return false;
+                }
+                // It has just failed; `closed` will say why.
+                Sent::Closed => return false,
             }
             left -= window.len();
             connection.sent_bytes += window.len() as u64;
@@ -195,6 +200,10 @@ impl StreamLoad {
                 tried += 1;
                 continue;
             }
+            if !self.send(ctx, stream, 1, intended) {
+                tried += 1;
+                continue;
+            }
             tried = 0;
             self.backlog.pop_front();
             let lateness = ctx.now().saturating_sub(intended);
@@ -202,7 +211,6 @@ impl StreamLoad {
                 self.recorder.tally.lateness_max_ns =
                     self.recorder.tally.lateness_max_ns.max(lateness);
             }
-            self.send(ctx, stream, 1, intended);
         }
     }
 
@@ -290,6 +298,11 @@ impl Protocol for StreamLoad {
     fn connected(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId) {
         self.in_flight -= 1;
         self.recorder.tally.opened += 1;
+        if self.done {
+            // The run ended while it was being connected.
+            ctx.close(stream);
+            return;
+        }
         if self.connections.len() <= stream.index() {
             self.connections
                 .resize_with(stream.index() + 1, Connection::default);
