@@ -441,6 +441,9 @@ fn check_streams(
         "{}",
         words()
     );
+    // Room for all that may be outstanding was given.
+    let full = outcome.totals.failures.get(&("send", "queue full"));
+    assert_eq!(full, None, "{}", words());
     let settled = tally.opened + tally.open_failed;
     assert!(settled <= config.connections as u64, "{}", words());
     if !(plan.is_early && plan.disturbance != Disturbance::None) {
