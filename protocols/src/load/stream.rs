@@ -298,11 +298,6 @@ impl Protocol for StreamLoad {
     fn connected(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId) {
         self.in_flight -= 1;
         self.recorder.tally.opened += 1;
-        if self.done {
-            // The run ended while it was being connected.
-            ctx.close(stream);
-            return;
-        }
         if self.connections.len() <= stream.index() {
             self.connections
                 .resize_with(stream.index() + 1, Connection::default);
@@ -316,6 +311,11 @@ impl Protocol for StreamLoad {
             open: true,
             ..Connection::default()
         };
+        if self.done {
+            // The run ended while it was being connected.
+            ctx.close(stream);
+            return;
+        }
         self.open.push(stream);
         self.open_more(ctx);
     }
