@@ -1,12 +1,14 @@
 //! From flags to an engine: placement, limits, driver, endpoints.
 
-use std::net::{SocketAddr, TcpListener, UdpSocket};
+use std::io;
+use std::net::{SocketAddr, UdpSocket};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use ringmill_engine::topology::{self, Plan, PlanRequest, ShardCount, Topology};
 use ringmill_engine::{Address, Builder, Engine, Limits, Protocol, Service, uring};
+use socket2::{Domain, Socket, Type};
 
 use crate::args::{DriverArg, EngineArgs, LimitArgs, ShardsArg};
 use crate::endpoint::{Addresses, Endpoint, Transport, bind_all};
@@ -169,23 +171,21 @@ fn with_one_port(addresses: &[SocketAddr], datagrams: bool) -> Result<Vec<Socket
         };
         return Ok(addresses.iter().filter(here).copied().collect());
     }
-    let bound = if datagrams {
-        let bind =
-            |address| UdpSocket::bind(address).and_then(|s| s.local_addr().map(|local| (s, local)));
-        bind_all(addresses, bind)?
-            .into_iter()
-            .map(|(_, local)| local)
-            .collect()
-    } else {
-        let bind = |address| {
-            TcpListener::bind(address).and_then(|s| s.local_addr().map(|local| (s, local)))
-        };
-        bind_all(addresses, bind)?
-            .into_iter()
-            .map(|(_, local)| local)
-            .collect()
-    };
-    Ok(bound)
+    let bound = bind_all(addresses, |address| hold(address, datagrams))?;
+    Ok(bound.into_iter().map(|(_, local)| local).collect())
+}
+
+/// Holds an address for a moment, IPv6 alone as the engine does it: a `[::]` of both IP versions
+/// would want the port that 0.0.0.0 already has.
+fn hold(address: SocketAddr, datagrams: bool) -> io::Result<(Socket, SocketAddr)> {
+    let kind = if datagrams { Type::DGRAM } else { Type::STREAM };
+    let socket = Socket::new(Domain::for_address(address), kind, None)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.bind(&address.into())?;
+    let local = socket.local_addr()?.as_socket().unwrap_or(address);
+    Ok((socket, local))
 }
 
 /// The first address to connect to.
