@@ -329,7 +329,12 @@ impl Server<'_> {
                 self.look_again();
             }
             while let Some(notice) = running.engine.take_notice() {
-                notices.hear(notice);
+                // A stop ends the listening; a shard may see that before it hears of the stop.
+                let expected =
+                    (stopping || asked > 0) && matches!(notice, Notice::AcceptFailed { .. });
+                if !expected {
+                    notices.hear(notice);
+                }
             }
             if self.configuration.json && interval.elapsed() >= EVENT_INTERVAL {
                 let seconds = interval.elapsed().as_secs_f64();

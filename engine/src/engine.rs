@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use crate::control::{ControlState, Notice, Stop};
 use crate::driver::{
@@ -22,6 +23,12 @@ use crate::metrics::{ServiceSnapshot, ShardMetrics, ShardSnapshot};
 use crate::shard::{Guest, Parts, Shard};
 use crate::sys::socket::{self, Share};
 use crate::{Limits, Protocol};
+
+/// How long to wait for a port that is in use, but by no process that can be seen: the kernel takes
+/// the rings of a killed process, and the sockets in them, apart after the process has gone.
+const DEAD_HOLDER_PATIENCE: Duration = Duration::from_secs(1);
+/// Between two attempts.
+const DEAD_HOLDER_LOOK: Duration = Duration::from_millis(20);
 
 /// Which driver to use.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -331,13 +338,14 @@ impl Builder {
 
         let mut plots: Vec<Plot> = (0..shards).map(|_| Plot::default()).collect();
         let mut addresses = Vec::new();
+        let mut listening = Vec::new();
         for (service, definition) in self.services.iter().enumerate() {
             for (endpoint, spec) in definition.endpoints().iter().enumerate() {
                 let id = ListenerId {
                     service: service as ServiceId,
                     endpoint: endpoint as u16,
                 };
-                let address = self.bind(id, spec, &mut plots)?;
+                let address = self.bind_patiently(id, spec, &mut plots, &mut listening)?;
                 let datagrams = matches!(spec, Endpoint::Datagram(_));
                 let service = definition.name().to_owned();
                 addresses.push(BoundAddress {
@@ -367,7 +375,10 @@ impl Builder {
                 .collect(),
             addresses,
             metrics: metrics.clone(),
-            control: Arc::clone(&control),
+            stopper: Stopper {
+                control: Arc::clone(&control),
+                listening: listening.into(),
+            },
             threads: Vec::new(),
         };
         let (ready, started) = mpsc::channel();
@@ -434,12 +445,37 @@ impl Builder {
         }
     }
 
-    /// Binds one endpoint once for each shard and returns its address with the real port.
+    /// [`Self::bind`], waiting a little for a port that no process holds any more.
+    fn bind_patiently(
+        &self,
+        id: ListenerId,
+        endpoint: &Endpoint,
+        plots: &mut [Plot],
+        listening: &mut Vec<OwnedFd>,
+    ) -> Result<Address, StartError> {
+        let deadline = Instant::now() + DEAD_HOLDER_PATIENCE;
+        loop {
+            match self.bind(id, endpoint, plots, listening) {
+                Err(StartError::Bind {
+                    error,
+                    holder: None,
+                    ..
+                }) if error.kind() == io::ErrorKind::AddrInUse && Instant::now() < deadline => {
+                    std::thread::sleep(DEAD_HOLDER_LOOK);
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Binds one endpoint once for each shard and returns its address with the real port. A handle
+    /// of each listener goes to `listening`.
     fn bind(
         &self,
         id: ListenerId,
         endpoint: &Endpoint,
         plots: &mut [Plot],
+        listening: &mut Vec<OwnedFd>,
     ) -> Result<Address, StartError> {
         let fail = |address: &Address, datagram: bool, error: io::Error| StartError::Bind {
             address: address.to_string(),
@@ -455,6 +491,8 @@ impl Builder {
             } => {
                 let failed = |error| fail(address, false, error);
                 let (fds, address) = self.bind_streams(address, plots.len()).map_err(failed)?;
+                let handles: io::Result<Vec<_>> = fds.iter().map(OwnedFd::try_clone).collect();
+                listening.extend(handles.map_err(failed)?);
                 for (plot, fd) in plots.iter_mut().zip(fds) {
                     plot.listeners.push(BoundListener {
                         id,
@@ -648,7 +686,7 @@ pub struct Engine {
     services: Vec<String>,
     addresses: Vec<BoundAddress>,
     metrics: Vec<Arc<ShardMetrics>>,
-    control: Arc<ControlState>,
+    stopper: Stopper,
     threads: Vec<JoinHandle<io::Result<()>>>,
 }
 
@@ -715,29 +753,29 @@ impl Engine {
     /// Accepted streams that are open now.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.control.connections.load(Ordering::Relaxed)
+        self.stopper.control.connections.load(Ordering::Relaxed)
     }
 
     /// The next thing that an operator should hear of.
     #[must_use]
     pub fn take_notice(&self) -> Option<Notice> {
-        self.control.take_notice()
+        self.stopper.control.take_notice()
     }
 
     /// Asks all shards to stop: accept nothing more, send what is queued, close. Returns at once.
     pub fn stop(&self) {
-        self.control.request(Stop::Drain);
+        self.stopper.stop();
     }
 
     /// Asks all shards to end now: what is queued is lost.
     pub fn stop_now(&self) {
-        self.control.request(Stop::Now);
+        self.stopper.stop_now();
     }
 
     /// A handle that can stop the engine from another thread, such as that of the signals.
     #[must_use]
     pub fn stopper(&self) -> Stopper {
-        Stopper(Arc::clone(&self.control))
+        self.stopper.clone()
     }
 
     /// Whether every shard has ended.
@@ -779,16 +817,31 @@ impl Drop for Engine {
 
 /// Stops an engine from anywhere.
 #[derive(Clone)]
-pub struct Stopper(Arc<ControlState>);
+pub struct Stopper {
+    control: Arc<ControlState>,
+    /// The listeners of all shards.
+    listening: Arc<[OwnedFd]>,
+}
 
 impl Stopper {
     /// See [`Engine::stop`].
     pub fn stop(&self) {
-        self.0.request(Stop::Drain);
+        self.control.request(Stop::Drain);
+        self.close_ports();
     }
 
     /// See [`Engine::stop_now`].
     pub fn stop_now(&self) {
-        self.0.request(Stop::Now);
+        self.control.request(Stop::Now);
+        self.close_ports();
+    }
+
+    /// Whoever connects from now on is refused, or reaches the next process on the port, instead of
+    /// waiting in the queue of a listener that accepts nothing more. A close alone would not do: a
+    /// ring holds on to its files for some time, even after the end of the process.
+    fn close_ports(&self) {
+        for listener in self.listening.iter() {
+            socket::stop_listening(listener);
+        }
     }
 }

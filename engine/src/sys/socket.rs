@@ -49,6 +49,12 @@ pub(crate) fn listen_stream(address: &Address, share: Share) -> io::Result<Owned
     Ok(socket.into())
 }
 
+/// Ends the listening of a socket at once, whoever else holds it; what waits in its queue is reset.
+pub(crate) fn stop_listening(listener: &OwnedFd) {
+    // Nothing to do about a socket that does not listen any more: that is what is wanted.
+    let _ = SockRef::from(listener).shutdown(std::net::Shutdown::Both);
+}
+
 /// A Unix socket file that nobody listens on any more is replaced; a live one is an error.
 fn listen_unix(path: &Path) -> io::Result<Socket> {
     let address = SockAddr::unix(path)?;
