@@ -81,6 +81,8 @@ pub struct DatagramLoad {
     ended: bool,
     done: bool,
     outstanding: usize,
+    /// When counting starts.
+    measure_at: Nanos,
     end_at: Nanos,
 }
 
@@ -105,6 +107,7 @@ impl DatagramLoad {
             ended: false,
             done: false,
             outstanding: 0,
+            measure_at: Nanos::MAX,
             end_at: Nanos::MAX,
         }
     }
@@ -266,6 +269,10 @@ impl DatagramLoad {
             return;
         }
         self.running = true;
+        if ctx.now() >= self.measure_at {
+            // Without a warm-up the very first messages count.
+            self.recorder.begin_measuring(ctx.now());
+        }
         self.recorder.set_phase(Phase::Running);
         let now = ctx.now();
         let (shard, shards) = (ctx.shard(), ctx.shards());
@@ -488,7 +495,7 @@ impl Protocol for DatagramLoad {
             }
             BEGIN => self.begin(ctx),
             MEASURE => {
-                if !self.ended {
+                if !self.ended && !self.recorder.measuring {
                     self.recorder.begin_measuring(ctx.now());
                 }
                 ctx.set_timer(self.end_at, END);
@@ -509,6 +516,7 @@ impl Protocol for DatagramLoad {
                 measure,
                 end,
             } => {
+                self.measure_at = measure;
                 self.end_at = end;
                 // Before BEGIN, so that without a warm-up the first messages are counted too.
                 ctx.set_timer(measure.max(start), MEASURE);

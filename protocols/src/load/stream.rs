@@ -63,6 +63,8 @@ pub struct StreamLoad {
     ended: bool,
     done: bool,
     outstanding: usize,
+    /// When counting starts.
+    measure_at: Nanos,
     end_at: Nanos,
 }
 
@@ -89,6 +91,7 @@ impl StreamLoad {
             ended: false,
             done: false,
             outstanding: 0,
+            measure_at: Nanos::MAX,
             end_at: Nanos::MAX,
         }
     }
@@ -219,6 +222,10 @@ impl StreamLoad {
             return;
         }
         self.running = true;
+        if ctx.now() >= self.measure_at {
+            // Without a warm-up the very first messages count.
+            self.recorder.begin_measuring(ctx.now());
+        }
         self.recorder.set_phase(Phase::Running);
         let (shard, shards) = (ctx.shard(), ctx.shards());
         // A shard's part of the rate is its part of the connections.
@@ -410,7 +417,7 @@ impl Protocol for StreamLoad {
             }
             BEGIN => self.begin(ctx),
             MEASURE => {
-                if !self.ended {
+                if !self.ended && !self.recorder.measuring {
                     self.recorder.begin_measuring(ctx.now());
                 }
                 ctx.set_timer(self.end_at, END);
@@ -433,6 +440,7 @@ impl Protocol for StreamLoad {
                 measure,
                 end,
             } => {
+                self.measure_at = measure;
                 self.end_at = end;
                 // Before BEGIN, so that without a warm-up the first messages are counted too.
                 ctx.set_timer(measure.max(start), MEASURE);
