@@ -108,7 +108,9 @@ fn the_first_signal_ends_a_run_with_its_report() {
             let server = Server::start(&["tcp://127.0.0.1:0"], &["--driver", driver]);
             let flags = ["-c", "4", "-d", "10m", "--driver", driver];
             let mut running = Load::begin(server.endpoint(0), &flags);
-            running.line_where("the first second", |line| line["type"] == "interval");
+            running.line_where("a second with answers", |line| {
+                line["type"] == "interval" && line["messages"].as_u64() > Some(0)
+            });
             running.signal(signal);
             let load = Load::finish(running);
             load.assert_clean();
