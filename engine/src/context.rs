@@ -306,13 +306,14 @@ impl<M: Send + 'static> Context<'_, M> {
 
     // ---- other shards --------------------------------------------------------------------
 
-    /// Posts a message to this service on another shard (or on this one).
+    /// Posts a message to this service on another shard (or on this one), which is woken at the end
+    /// of this turn if it sleeps.
     ///
     /// # Errors
     /// Gives the message back when the receiver's mailbox is full.
     pub fn post(&mut self, to: ShardId, message: M) -> Result<(), M> {
         let counters = &self.core.tables.metrics.services[usize::from(self.service)];
-        self.mailbox.post(to, message).map_err(|full| {
+        self.mailbox.post_unrung(to, message).map_err(|full| {
             counters.messages_refused.add(1);
             full.message
         })

@@ -191,18 +191,21 @@ struct Queues<M> {
 }
 
 impl<M> Queues<M> {
+    #[inline]
+    fn enqueue(&self, from: u16, to: u16, message: M) -> Result<(), Full<M>> {
+        let queue = &self.queues[usize::from(to)];
+        queue.push((from, message)).map_err(|(_, message)| Full {
+            to,
+            capacity: queue.capacity(),
+            message,
+        })
+    }
+
     /// Pushes, then says whether shard `to` sleeps and the caller must ring.
     #[inline]
     fn push(&self, from: u16, to: u16, message: M) -> Result<bool, Full<M>> {
-        let queue = &self.queues[usize::from(to)];
-        match queue.push((from, message)) {
-            Ok(()) => Ok(self.bells[usize::from(to)].doorbell.must_ring()),
-            Err((_, message)) => Err(Full {
-                to,
-                capacity: queue.capacity(),
-                message,
-            }),
-        }
+        self.enqueue(from, to, message)?;
+        Ok(self.bells[usize::from(to)].doorbell.must_ring())
     }
 }
 
@@ -214,6 +217,9 @@ pub struct Mailbox<M> {
     messages_posted: Cell<u64>,
     messages_refused: Cell<u64>,
     doorbells_rung: Cell<u64>,
+    /// Shards that were posted to and not rung yet.
+    unrung: Box<[Cell<bool>]>,
+    any_unrung: Cell<bool>,
 }
 
 /// The mailboxes of one service: one end for each shard, in the order of their numbers, and
@@ -240,6 +246,8 @@ pub fn mailboxes<M: Send>(
             messages_posted: Cell::new(0),
             messages_refused: Cell::new(0),
             doorbells_rung: Cell::new(0),
+            unrung: bells.iter().map(|_| Cell::new(false)).collect(),
+            any_unrung: Cell::new(false),
         })
         .collect();
     let control = ControlSender {
@@ -273,13 +281,26 @@ impl<M> Mailbox<M> {
     /// [`shards`](Self::shards) first.
     #[inline]
     pub fn post(&self, to: u16, message: M) -> Result<(), Full<M>> {
-        let bells = &self.shared.bells;
-        self.post_with(to, message, |to| bells[usize::from(to)].ring())
+        match self.shared.push(self.shard, to, message) {
+            Ok(must_ring) => {
+                add_one(&self.messages_posted);
+                if must_ring {
+                    add_one(&self.doorbells_rung);
+                    self.shared.bells[usize::from(to)].ring();
+                }
+                Ok(())
+            }
+            Err(full) => {
+                add_one(&self.messages_refused);
+                Err(full)
+            }
+        }
     }
 
-    /// [`post`](Self::post) for a driver with a cheaper way to wake another shard than its
-    /// registered waker, a ring message for instance. `ring` is called if shard `to`
-    /// sleeps, and must then wake it: no other sender will.
+    /// [`post`](Self::post) without waking the receiver yet: [`ring`](Self::ring) must follow. A
+    /// shard posts so in a turn and rings at its end, so that the fence that the doorbell needs
+    /// (it waits until the message has left this CPU's store buffer) is paid once for each
+    /// receiver and turn, not for each message.
     ///
     /// # Errors
     /// As [`post`](Self::post).
@@ -287,19 +308,33 @@ impl<M> Mailbox<M> {
     /// # Panics
     /// As [`post`](Self::post).
     #[inline]
-    pub fn post_with(&self, to: u16, message: M, ring: impl FnOnce(u16)) -> Result<(), Full<M>> {
-        match self.shared.push(self.shard, to, message) {
-            Ok(must_ring) => {
+    pub fn post_unrung(&self, to: u16, message: M) -> Result<(), Full<M>> {
+        match self.shared.enqueue(self.shard, to, message) {
+            Ok(()) => {
                 add_one(&self.messages_posted);
-                if must_ring {
-                    add_one(&self.doorbells_rung);
-                    ring(to);
+                if !self.unrung[usize::from(to)].replace(true) {
+                    self.any_unrung.set(true);
                 }
                 Ok(())
             }
             Err(full) => {
                 add_one(&self.messages_refused);
                 Err(full)
+            }
+        }
+    }
+
+    /// Wakes every shard that was posted to since and sleeps.
+    #[inline]
+    pub fn ring(&self) {
+        if !self.any_unrung.replace(false) {
+            return;
+        }
+        for (to, unrung) in self.unrung.iter().enumerate() {
+            let bell = &self.shared.bells[to];
+            if unrung.replace(false) && bell.doorbell.must_ring() {
+                add_one(&self.doorbells_rung);
+                bell.ring();
             }
         }
     }
@@ -523,15 +558,28 @@ mod tests {
         assert!(woken.try_recv().is_ok(), "so does a nudge");
         bells[1].woke();
 
-        let mut other_way = None;
-        bells[1].prepare_sleep();
-        chat[0].post_with(1, 7, |to| other_way = Some(to)).unwrap();
-        assert_eq!(other_way, Some(1));
-        assert!(woken.try_recv().is_err(), "the driver's own way instead");
-
-        assert_eq!(chat[0].counters(), counters(4, 0, 1));
+        assert_eq!(chat[0].counters(), counters(3, 0, 0));
         assert_eq!(echo[0].counters(), counters(1, 0, 1));
         assert_eq!(control.counters(), counters(2, 0, 1));
+    }
+
+    #[test]
+    fn a_turn_rings_once_for_all_that_it_posted() {
+        let bells = shard_bells(2);
+        let (wake, woken) = mpsc::channel();
+        bells[1].register(ChannelWaker(wake));
+        let (chat, _control) = mailboxes::<u32>(&bells, 8);
+        bells[1].prepare_sleep();
+        for number in 0..3 {
+            chat[0].post_unrung(1, number).unwrap();
+        }
+        assert!(woken.try_recv().is_err(), "not before the turn ends");
+        chat[0].ring();
+        chat[0].ring();
+        assert!(woken.try_recv().is_ok());
+        assert!(woken.try_recv().is_err(), "once");
+        assert_eq!(chat[0].counters().doorbells_rung, 1);
+        assert_eq!(chat[0].counters().messages_posted, 3);
     }
 
     #[test]

@@ -192,6 +192,8 @@ trait Hosted {
     fn has_messages(&self) -> bool;
     fn stopping(&mut self, core: &mut Core);
     fn stopped(&mut self);
+    /// Wakes the shards that were posted to.
+    fn ring(&self);
     fn doorbells(&self) -> u64;
 }
 
@@ -281,6 +283,9 @@ impl<P: Protocol> Hosted for Host<P> {
     }
     fn stopped(&mut self) {
         self.protocol.stopped();
+    }
+    fn ring(&self) {
+        self.mailbox.ring();
     }
     fn doorbells(&self) -> u64 {
         self.mailbox.counters().doorbells_rung
@@ -388,6 +393,9 @@ impl Shard {
             service.start(&mut shard.core);
         }
         shard.tell_closed();
+        for service in &shard.services {
+            service.ring();
+        }
         Ok(shard)
     }
 
@@ -459,6 +467,9 @@ impl Shard {
         self.tell_of_room();
         self.tell_closed();
         self.follow_control();
+        for service in &self.services {
+            service.ring();
+        }
         Ok(())
     }
 

@@ -12,8 +12,9 @@ use super::message::{self, CONTROL_LEN, Control, NAME_LEN, Name};
 use crate::Buffer;
 use crate::datagram::{Datagram, Ecn};
 
-/// Messages taken in one receive: with GRO each may be 64 KiB.
-const RECEIVE_BATCH: usize = 32;
+/// Messages taken in one receive: with GRO each may be 64 KiB, and no more than a megabyte stays
+/// in a core's cache (the copy out of the kernel is four fifths of the cost).
+const RECEIVE_BATCH: usize = 16;
 /// Messages given in one send.
 pub(crate) const SEND_BATCH: usize = 64;
 /// One datagram buffer: the most that the kernel coalesces, and an odd rest so that the beginnings

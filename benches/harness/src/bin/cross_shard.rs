@@ -2,7 +2,7 @@
 //! counterpart with an eventfd per message is `peer-bell`.
 //!
 //! - awake: the receiver takes from its mailbox without sleeping; time per
-//!   message over a long run
+//!   message over a long run, in turns of 16 messages and in turns of one
 //! - sleeping: the receiver says that it sleeps and blocks on its eventfd; one
 //!   message at a time, from just before the post until the receiver runs
 //!
@@ -23,6 +23,8 @@ use serde_json::{Value, json};
 const CAPACITY: usize = 1024;
 /// Time for the receiver to fall asleep again between two messages.
 const ASLEEP_AFTER: Duration = Duration::from_micros(300);
+/// Messages that a shard posts in one turn before it rings, as its loop does.
+const PER_TURN: u64 = 16;
 /// The two ends.
 const SENDER: usize = 0;
 const RECEIVER: usize = 1;
@@ -46,7 +48,8 @@ struct Flags {
 
 fn main() -> anyhow::Result<()> {
     let flags = Flags::parse();
-    let (awake_ns, awake) = awake(&flags)?;
+    let (alone_ns, _) = awake(&flags, 1)?;
+    let (awake_ns, awake) = awake(&flags, PER_TURN)?;
     let (mut wakes, mut sends, sleeping) = sleeping(&flags)?;
     wakes.sort_unstable();
     sends.sort_unstable();
@@ -63,6 +66,7 @@ fn main() -> anyhow::Result<()> {
         "type": "report",
         "way": "mailbox",
         "awake_ns_per_message": awake_ns,
+        "awake_one_per_turn_ns": alone_ns,
         "sleeping_wake_ns": percentiles(&wakes),
         "sleeping_send_ns": percentiles(&sends),
         "bells_per_message": { "awake": bells(awake), "sleeping": bells(sleeping) },
@@ -84,7 +88,7 @@ fn ends() -> anyhow::Result<Ends> {
 }
 
 /// Nanoseconds per message with a receiver that never sleeps.
-fn awake(flags: &Flags) -> anyhow::Result<(f64, MailboxCounters)> {
+fn awake(flags: &Flags, per_turn: u64) -> anyhow::Result<(f64, MailboxCounters)> {
     let (sender_end, receiver_end, _bells) = ends()?;
     let ready = AtomicBool::new(false);
     let ready = &ready;
@@ -111,8 +115,11 @@ fn awake(flags: &Flags) -> anyhow::Result<(f64, MailboxCounters)> {
             }
             let start = Instant::now();
             for number in 0..flags.messages {
-                while sender_end.post(RECEIVER as u16, number).is_err() {
+                while sender_end.post_unrung(RECEIVER as u16, number).is_err() {
                     std::hint::spin_loop();
+                }
+                if number % per_turn == 0 {
+                    sender_end.ring();
                 }
             }
             Ok((start, sender_end.counters()))

@@ -107,7 +107,7 @@ fn server_line(setup: &Setup) -> anyhow::Result<Line> {
 
 fn load_line(setup: &Setup, address: &str, connections: usize) -> anyhow::Result<Line> {
     Ok(setup.ringmill()?.args(&format!(
-        "load echo tcp://{address} --connections {connections} --rate 1 --hold --shards 1 --cpus \
+        "load echo tcp://{address} --connections {connections} --rate 0 --warmup 0 --duration 1h --shards 1 --cpus \
          {} --json",
         setup.load_cpu
     )))

@@ -382,13 +382,21 @@ pub(super) struct BufferRing {
     /// the caches; a ring that lends all of them walks through the whole pool, and copying 32
     /// bytes into a cold line costs as much as a send queue operation (9 % of an echo server).
     wanted: usize,
+    wanted_min: usize,
+    quiet_turns: u32,
     /// Buffers that the kernel has used since the last look.
     used: usize,
 }
 
-/// Lent at least: enough for a burst after a quiet time. An incremental buffer takes many receives.
+/// Lent at least when buffers are small: enough for a burst after a quiet time.
 const LENT_MIN: usize = 64;
-const LENT_MIN_INCREMENTAL: usize = 8;
+/// Lent at least when buffers are large: an incremental one takes many receives, a coalesced one
+/// many datagrams, and half a megabyte stays in a core's cache.
+const LENT_MIN_LARGE: usize = 8;
+/// From this length on a buffer is large.
+const LARGE_LEN: usize = 32 << 10;
+/// One buffer fewer is lent after so many turns that needed less than half of them.
+const QUIET_TURNS: u32 = 16;
 
 impl BufferRing {
     /// A ring of `count` (a power of two) buffers of `buffer_len` bytes, all lent to the kernel.
@@ -425,6 +433,12 @@ impl BufferRing {
             )?;
         }
         let buffers = usize::from(count);
+        let lent_min = if buffer_len >= LARGE_LEN {
+            LENT_MIN_LARGE
+        } else {
+            LENT_MIN
+        };
+        let wanted_min = lent_min.min(buffers);
         Ok(Self {
             pool: Pool::new(u32::from(count), buffer_len)?,
             entries,
@@ -436,12 +450,9 @@ impl BufferRing {
             position: vec![0; buffers].into(),
             filled: vec![0; buffers].into(),
             lent: 0,
-            wanted: if incremental {
-                LENT_MIN_INCREMENTAL
-            } else {
-                LENT_MIN
-            }
-            .min(buffers),
+            wanted: wanted_min,
+            wanted_min,
+            quiet_turns: 0,
             used: 0,
         })
     }
@@ -475,15 +486,13 @@ impl BufferRing {
         let used = std::mem::take(&mut self.used);
         if used * 2 > self.wanted {
             self.wanted = (used * 2).min(self.pool.capacity());
-        } else if self.wanted
-            > if self.incremental {
-                LENT_MIN_INCREMENTAL
-            } else {
-                LENT_MIN
-            }
-        {
+        } else if self.wanted > self.wanted_min {
             // Slowly: a burst comes back.
-            self.wanted -= self.wanted.div_ceil(1024);
+            self.quiet_turns += 1;
+            if self.quiet_turns == QUIET_TURNS {
+                self.quiet_turns = 0;
+                self.wanted -= 1;
+            }
         }
         while self.lent < self.wanted {
             let Some(buffer) = self.pool.take() else {
