@@ -149,6 +149,12 @@ pub struct LimitArgs {
     /// Share the ports with other processes of the same user (SO_REUSEPORT).
     #[arg(long)]
     pub share_port: bool,
+
+    /// Give a TCP connection to the shard of the CPU that received it, instead of by hash: for
+    /// cards that spread their interrupts over the shards' CPUs. A card with one queue would load
+    /// one shard only.
+    #[arg(long)]
+    pub steer_by_cpu: bool,
 }
 
 impl Default for LimitArgs {
@@ -161,6 +167,7 @@ impl Default for LimitArgs {
             queue_per_shard: 256 << 20,
             drain_timeout: Duration::from_secs(5),
             share_port: false,
+            steer_by_cpu: false,
         }
     }
 }

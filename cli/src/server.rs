@@ -173,6 +173,10 @@ impl Server<'_> {
         let bounds = launch::limits(limits, &self.placement);
         let mut builder =
             launch::builder(engine, bounds, &self.placement).share_port(limits.share_port);
+        if limits.steer_by_cpu {
+            let shards = &self.placement.plan.shards;
+            builder = builder.steer_by_cpu(shards.iter().map(|shard| shard.cpu).collect());
+        }
         let mut guards = Vec::new();
         for definition in &self.configuration.services {
             let before = self.before.as_deref();

@@ -300,7 +300,8 @@ impl Builder {
     }
 
     /// Sends an accepted TCP connection to the shard of the CPU that received it. `cpus` gives
-    /// the CPU of each shard; a connection from any other CPU goes by hash.
+    /// the CPU of each shard; a connection from any other CPU goes by hash. Not on loopback, where
+    /// that is the CPU of whoever connects.
     #[must_use]
     pub fn steer_by_cpu(mut self, cpus: Vec<usize>) -> Self {
         self.steering_cpus = Some(cpus);
@@ -554,7 +555,7 @@ impl Builder {
         if let Some(cpus) = self
             .steering_cpus
             .as_ref()
-            .filter(|cpus| cpus.len() == shards && shards > 1)
+            .filter(|cpus| cpus.len() == shards && shards > 1 && !ip.ip().is_loopback())
         {
             socket::steer_by_cpu(&fds[0], cpus)?;
         }
