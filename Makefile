@@ -49,7 +49,7 @@ test: ## install what is missing, then run every test
 	  $(CARGO) test -p ringmill-tests --lib --tests $(FEATURES) -- --test-threads=1; \
 	fi
 	$(CARGO) test --workspace --doc $(FEATURES)
-	RUSTFLAGS="--cfg loom" $(CARGO) test -p ringmill-doorbell --release --target-dir $(TARGET_DIR)/loom
+	RUSTFLAGS="--cfg loom" $(CARGO) test -p ringmill-doorbell --release --test loom --target-dir $(TARGET_DIR)/loom
 
 .PHONY: simulate
 simulate: ## SEEDS=100000 simulated networks, or one with SEED=n
