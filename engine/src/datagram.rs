@@ -82,6 +82,12 @@ impl Transmit {
     pub fn count(&self) -> usize {
         segments(self.data.len(), self.stride)
     }
+
+    /// The same, holding no receive buffer: for what waits for a slow receiver.
+    pub(crate) fn unpinned(self) -> Self {
+        let data = self.data.unpinned();
+        Self { data, ..self }
+    }
 }
 
 /// One datagram socket of a shard.
@@ -193,6 +199,16 @@ impl Sockets {
         self.entries
             .get_mut(id.index as usize)
             .filter(|entry| entry.generation == id.generation && entry.open)
+    }
+
+    /// Has a socket's queue sent in the next wait.
+    #[inline]
+    pub(crate) fn mark_dirty(&mut self, index: u32) {
+        let socket = &mut self.entries[index as usize];
+        if !socket.dirty {
+            socket.dirty = true;
+            self.dirty.push(index);
+        }
     }
 
     #[inline]

@@ -107,7 +107,7 @@ counters! {
         sent_datagrams: counter,
         /// Bytes of datagrams sent.
         sent_datagram_bytes: counter,
-        /// Datagrams that the kernel refused to send and that were dropped.
+        /// Datagrams that were dropped unsent: the kernel refused them, or their socket was closed.
         dropped_datagrams: counter,
         /// Messages received from other shards or the control thread.
         messages: counter,

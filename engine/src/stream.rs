@@ -300,6 +300,16 @@ impl Streams {
         true
     }
 
+    /// Has a stream's queue sent in the next wait.
+    #[inline]
+    pub(crate) fn mark_dirty(&mut self, index: u32) {
+        let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
+        if !stream.dirty {
+            stream.dirty = true;
+            self.dirty.push(index);
+        }
+    }
+
     /// The shard is full of others' bytes: an empty queue must not stay, since it never drains.
     #[cold]
     fn refused_while_empty(&mut self, index: u32) {

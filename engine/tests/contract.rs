@@ -225,6 +225,37 @@ fn datagrams_queued_while_stopping_are_sent() {
     }
 }
 
+/// Sends and closes the socket in the same breath.
+struct Hasty;
+impl Protocol for Hasty {
+    type Message = ();
+    fn start(&mut self, ctx: &mut Context<'_, ()>) {
+        let open = Open {
+            local: "0.0.0.0:0".parse().unwrap(),
+            peer: Some(server()),
+        };
+        let socket = ctx.open(&open).unwrap();
+        let three = Transmit {
+            stride: 100,
+            ..Transmit::one(None, vec![0; 250].into())
+        };
+        assert_eq!(ctx.send_datagrams(socket, three), Sent::Queued);
+        ctx.close_socket(socket);
+    }
+}
+
+#[test]
+fn datagrams_of_a_closed_socket_are_counted() {
+    let mut world = World::new(1, WorldConfig::default());
+    let hasty = Service::new("hasty", |_| Hasty);
+    let hasty = world.engine(EngineSpec::new(1).service(hasty)).unwrap();
+    world.run_for(Duration::from_millis(10));
+    let totals = world.service_totals(hasty, 0);
+    assert_eq!((totals.sent_datagrams, totals.dropped_datagrams), (0, 3));
+    world.stop_all().unwrap();
+    world.leaks().assert_none();
+}
+
 /// Pauses at once, then resumes and closes in one breath, with something left to send.
 struct Fickle {
     seen: Shared,

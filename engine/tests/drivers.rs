@@ -65,6 +65,7 @@ on_each_driver! {
     more_datagrams_than_buffers,
     datagrams_wait_for_room,
     a_refused_datagram_is_reported,
+    datagrams_of_a_closed_socket_are_counted,
     peers_are_known_when_asked_for,
     timers_are_never_early,
     messages_cross_shards,
@@ -204,6 +205,8 @@ enum Do {
     SendAndClose(Vec<u8>),
     /// To the connected peer, or to this one.
     SendDatagrams(Option<SocketAddr>, u16, Vec<u8>),
+    /// The same, and then close the socket in the same breath.
+    SendDatagramsAndClose(SocketAddr, u16, Vec<u8>),
     Pause,
     Resume,
     Close,
@@ -353,6 +356,17 @@ impl Protocol for Remote {
                     ctx.send_datagrams(self.socket.unwrap(), transmit)
                         .is_queued()
                 );
+            }
+            Do::SendDatagramsAndClose(peer, stride, bytes) => {
+                let socket = self.socket.take().unwrap();
+                for data in [bytes.clone(), bytes] {
+                    let transmit = Transmit {
+                        stride,
+                        ..Transmit::one(Some(peer), data.into())
+                    };
+                    assert!(ctx.send_datagrams(socket, transmit).is_queued());
+                }
+                ctx.close_socket(socket);
             }
             Do::Pause => ctx.pause(self.stream.unwrap()),
             Do::Resume => ctx.resume(self.stream.unwrap()),
@@ -1320,6 +1334,27 @@ fn a_refused_datagram_is_reported(setting: &Setting) {
     server.send_to(b"answer", local).unwrap();
     rig.expect(&Seen::Datagrams(vec![b"answer".to_vec()]));
     stop(rig.engine);
+}
+
+fn datagrams_of_a_closed_socket_are_counted(setting: &Setting) {
+    let rig = Rig::new(setting, Limits::default(), 1, |service| service);
+    let receiver = UdpSocket::bind(any_port(false)).unwrap();
+    let peer = receiver.local_addr().unwrap();
+    for _ in 0..2 {
+        rig.tell(Do::Open(Open {
+            local: any_port(false),
+            peer: None,
+        }));
+        assert!(matches!(rig.next(), Seen::Bound(_)));
+        // Two sends of three datagrams, the last of them shorter.
+        rig.tell(Do::SendDatagramsAndClose(peer, 100, vec![7; 250]));
+    }
+    rig.tell(Do::Ping);
+    rig.expect(&Seen::Pong);
+    let metrics = rig.engine.metrics().to_vec();
+    let totals = stop(rig.engine);
+    assert_eq!((totals.sent_datagrams, totals.dropped_datagrams), (0, 12));
+    assert_eq!(metrics[0].shard.queued_bytes.get(), 0);
 }
 
 // ---- the rest of the context -----------------------------------------------------------------

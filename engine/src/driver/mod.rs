@@ -18,6 +18,7 @@ use crate::ids::{ListenerId, ServiceId, ShardId};
 use crate::mailbox::Waker;
 use crate::metrics::ShardMetrics;
 use crate::stream::{State, Streams};
+use crate::sys::socket::UDP_PAYLOAD_MAX;
 use crate::{Buffer, BufferMut, Datagram, Limits, Nanos, SocketId, StreamId};
 
 pub mod epoll;
@@ -75,6 +76,16 @@ impl std::fmt::Display for Address {
 pub(crate) enum BoundSocket {
     Os(OwnedFd),
     Simulated,
+}
+
+impl BoundSocket {
+    /// The descriptor, for a driver that is one of the kernel's.
+    pub(crate) fn into_fd(self) -> io::Result<OwnedFd> {
+        match self {
+            Self::Os(fd) => Ok(fd),
+            Self::Simulated => Err(io::ErrorKind::Unsupported.into()),
+        }
+    }
 }
 
 /// A listening socket of one shard.
@@ -215,6 +226,83 @@ impl Tables {
         progress.empty
     }
 
+    /// Calls `send` for every stream that has something to send.
+    #[inline]
+    pub(crate) fn flush_streams(&mut self, mut send: impl FnMut(&mut Self, u32)) {
+        let mut dirty = std::mem::take(&mut self.streams.dirty);
+        for index in dirty.drain(..) {
+            let stream = self.streams.at(index);
+            stream.dirty = false;
+            if matches!(stream.state, State::Open | State::Draining) {
+                send(self, index);
+            }
+        }
+        debug_assert!(self.streams.dirty.is_empty(), "a send queues nothing");
+        // Keeps its capacity.
+        self.streams.dirty = dirty;
+    }
+
+    /// Calls `send` for every datagram socket that has something to send and is not waiting for
+    /// room.
+    #[inline]
+    pub(crate) fn flush_sockets(&mut self, mut send: impl FnMut(&mut Self, u32)) {
+        let mut dirty = std::mem::take(&mut self.sockets.dirty);
+        for index in dirty.drain(..) {
+            let socket = self.sockets.at(index);
+            socket.dirty = false;
+            if socket.open && !socket.blocked {
+                send(self, index);
+            }
+        }
+        debug_assert!(self.sockets.dirty.is_empty(), "a send queues nothing");
+        self.sockets.dirty = dirty;
+    }
+
+    /// Reports that a stream has failed: once, for which `failed` is its bit in the driver's byte.
+    #[cold]
+    pub(crate) fn stream_failed(
+        &mut self,
+        index: u32,
+        failed: u8,
+        errno: i32,
+        events: &mut Vec<Event>,
+    ) {
+        let id = self.streams.id(index);
+        let stream = self.streams.at(index);
+        let live = !matches!(stream.state, State::Closing | State::Free);
+        if live && stream.driver & failed == 0 {
+            stream.driver |= failed;
+            events.push(Event::Failed { stream: id, errno });
+        }
+    }
+
+    /// A datagram socket closes: what waits in its queue is dropped, and counted as dropped.
+    pub(crate) fn close_socket(&mut self, index: u32) {
+        let socket = self.sockets.at(index);
+        socket.open = false;
+        let (mut datagrams, mut bytes) = (0, 0);
+        for transmit in socket.queue.drain(..) {
+            datagrams += transmit.count();
+            bytes += transmit.data.len();
+        }
+        debug_assert_eq!(
+            bytes, socket.queue_bytes,
+            "nothing is sent between two waits"
+        );
+        socket.queue_bytes = 0;
+        self.streams.queued_bytes -= bytes;
+        self.transmit_done(index, datagrams, bytes, false);
+    }
+
+    /// A socket has room again.
+    pub(crate) fn unblock_socket(&mut self, index: u32) {
+        let socket = self.sockets.at(index);
+        socket.blocked = false;
+        if !socket.queue.is_empty() {
+            self.sockets.mark_dirty(index);
+        }
+    }
+
     /// Notes a transmit that left a socket's queue: sent, or dropped with an error.
     pub(crate) fn transmit_done(&mut self, index: u32, datagrams: usize, bytes: usize, sent: bool) {
         let service = usize::from(self.sockets.at(index).service);
@@ -241,6 +329,12 @@ impl Tables {
             });
         }
     }
+}
+
+/// How many datagrams of a size one send may carry: what the kernel cuts at most, and what fits.
+#[inline]
+pub(crate) fn segments_that_fit(stride: usize, kernel_max: usize) -> usize {
+    (UDP_PAYLOAD_MAX / stride.max(1)).clamp(1, kernel_max)
 }
 
 /// How long [`Driver::wait`] may wait.
@@ -297,7 +391,8 @@ pub(crate) trait Driver {
         open: &Open,
     ) -> io::Result<SocketId>;
 
-    /// Closes a datagram socket: what waits in its queue is dropped. The entry leaves the table
+    /// Closes a datagram socket: what waits in its queue is dropped and counted, by
+    /// [`Tables::close_socket`]. The entry leaves the table
     /// when the kernel has let go of it.
     fn close_socket(&mut self, tables: &mut Tables, index: u32);
 

@@ -16,10 +16,10 @@ use std::time::Duration;
 
 use self::inbox::{Inbox, Received};
 use super::{
-    Address, BoundDatagramSocket, BoundListener, BoundSocket, Close, Connect, Driver, Event, Held,
-    Open, Tables, Wait,
+    Address, BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables,
+    Wait, segments_that_fit,
 };
-use crate::datagram::segments;
+use crate::datagram::{Transmit, segments};
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
 use crate::mailbox::Waker;
 use crate::stream::State;
@@ -28,7 +28,7 @@ use crate::sys::buffer::Pool;
 use crate::sys::eventfd::EventFdWaker;
 use crate::sys::io as calls;
 use crate::sys::poll::Poller;
-use crate::sys::socket::{self, Share, UDP_PAYLOAD_MAX};
+use crate::sys::socket::{self, Share};
 use crate::time::monotonic_now;
 use crate::{BufferMut, Limits, Nanos};
 
@@ -302,7 +302,7 @@ impl Epoll {
                 // Nobody reads, so nobody else would notice.
                 let errno = self.take_error(id.index);
                 if errno != 0 {
-                    self.fail(tables, id.index, errno, events);
+                    tables.stream_failed(id.index, bit::FAILED, errno, events);
                 }
             }
         }
@@ -341,7 +341,7 @@ impl Epoll {
                     return;
                 }
                 Received::Failed(errno) => {
-                    self.fail(tables, id.index, errno, events);
+                    tables.stream_failed(id.index, bit::FAILED, errno, events);
                     return;
                 }
             }
@@ -355,16 +355,6 @@ impl Epoll {
             .map_or(0, socket::take_error)
     }
 
-    fn fail(&mut self, tables: &mut Tables, index: u32, errno: i32, events: &mut Vec<Event>) {
-        let id = tables.streams.id(index);
-        let stream = tables.streams.at(index);
-        let live = !matches!(stream.state, State::Closing | State::Free);
-        if live && stream.driver & bit::FAILED == 0 {
-            stream.driver |= bit::FAILED;
-            events.push(Event::Failed { stream: id, errno });
-        }
-    }
-
     fn connect_ready(
         &mut self,
         tables: &mut Tables,
@@ -374,7 +364,7 @@ impl Epoll {
     ) {
         match self.take_error(id.index) {
             0 => self.connected(tables, id, events),
-            errno => return self.fail(tables, id.index, errno, events),
+            errno => return tables.stream_failed(id.index, bit::FAILED, errno, events),
         }
         // The same edge may have told of the first bytes.
         self.stream_ready(tables, id, flags & !OUT, events);
@@ -383,20 +373,6 @@ impl Epoll {
     fn connected(&mut self, tables: &mut Tables, id: StreamId, events: &mut Vec<Event>) {
         tables.streams.at(id.index).state = State::Open;
         events.push(Event::Connected { stream: id });
-    }
-
-    /// Sends the queues of all dirty streams.
-    fn flush_streams(&mut self, tables: &mut Tables, events: &mut Vec<Event>) {
-        let mut dirty = std::mem::take(&mut tables.streams.dirty);
-        for index in dirty.drain(..) {
-            let stream = tables.streams.at(index);
-            stream.dirty = false;
-            if matches!(stream.state, State::Open | State::Draining) {
-                self.send(tables, index, events);
-            }
-        }
-        // Keeps its capacity.
-        tables.streams.dirty = dirty;
     }
 
     /// Sends the queue as far as there is room.
@@ -428,7 +404,7 @@ impl Epoll {
                 Err(libc::ENOBUFS | libc::ENOMEM) => {
                     return self.wait_for_room(tables, index, true, events);
                 }
-                Err(errno) => return self.fail(tables, index, errno, events),
+                Err(errno) => return tables.stream_failed(index, bit::FAILED, errno, events),
             }
         }
     }
@@ -456,12 +432,8 @@ impl Epoll {
             Ok(())
         };
         if let Err(error) = result {
-            self.fail(
-                tables,
-                index,
-                error.raw_os_error().unwrap_or(libc::EIO),
-                events,
-            );
+            let errno = error.raw_os_error().unwrap_or(libc::EIO);
+            tables.stream_failed(index, bit::FAILED, errno, events);
         }
     }
 
@@ -610,18 +582,6 @@ impl Epoll {
         self.list_socket(tables, id);
     }
 
-    fn flush_sockets(&mut self, tables: &mut Tables, events: &mut Vec<Event>) {
-        let mut dirty = std::mem::take(&mut tables.sockets.dirty);
-        for index in dirty.drain(..) {
-            let socket = tables.sockets.at(index);
-            socket.dirty = false;
-            if socket.open && !socket.blocked {
-                self.transmit(tables, index, events);
-            }
-        }
-        tables.sockets.dirty = dirty;
-    }
-
     /// Sends the queue of a socket: batches of GSO sends, or of single datagrams where the path
     /// has refused those.
     fn transmit(&mut self, tables: &mut Tables, index: u32, events: &mut Vec<Event>) {
@@ -677,7 +637,7 @@ impl Epoll {
                 * if socket.no_gso {
                     1
                 } else {
-                    segments_max(stride)
+                    segments_that_fit(stride, socket::gso_segments_max())
                 };
             let mut start = 0;
             loop {
@@ -729,10 +689,8 @@ impl Epoll {
     fn wait_for_socket_room(&mut self, tables: &mut Tables, index: u32, events: &mut Vec<Event>) {
         let id = tables.sockets.id(index);
         let socket = tables.sockets.at(index);
-        for transmit in &mut socket.queue {
-            let data = std::mem::replace(&mut transmit.data, crate::Payload::Static(&[]));
-            transmit.data = data.unpinned();
-        }
+        let queue = std::mem::take(&mut socket.queue);
+        socket.queue = queue.into_iter().map(Transmit::unpinned).collect();
         socket.blocked = true;
         let interest = IN | OUT | EDGE;
         if let Err(error) = self.poller.modify(
@@ -765,7 +723,7 @@ impl Epoll {
                     self.connected(tables, stream, events);
                 }
                 Event::Failed { stream, errno } if tables.streams.get(stream).is_some() => {
-                    self.fail(tables, stream.index, errno, events);
+                    tables.stream_failed(stream.index, bit::FAILED, errno, events);
                 }
                 Event::AcceptFailed { .. } => events.push(event),
                 _ => {}
@@ -802,11 +760,6 @@ impl Epoll {
     fn has_listed(&self) -> bool {
         !self.readable.is_empty() || !self.readable_sockets.is_empty()
     }
-}
-
-/// How many datagrams of a size one send may carry: what the kernel cuts, and what fits.
-fn segments_max(stride: usize) -> usize {
-    (UDP_PAYLOAD_MAX / stride.max(1)).clamp(1, socket::gso_segments_max())
 }
 
 /// Whether a stream is read now.
@@ -870,12 +823,9 @@ impl Driver for Epoll {
     }
 
     fn listen(&mut self, _tables: &mut Tables, listener: BoundListener) -> io::Result<()> {
-        let BoundSocket::Os(fd) = listener.socket else {
-            return Err(io::Error::from(io::ErrorKind::Unsupported));
-        };
         self.listeners.push(Listener {
             id: listener.id,
-            fd,
+            fd: listener.socket.into_fd()?,
             wants_peer: listener.wants_peer,
             unix: matches!(listener.address, Address::Unix(_)),
             watched: false,
@@ -909,9 +859,7 @@ impl Driver for Epoll {
         tables: &mut Tables,
         socket: BoundDatagramSocket,
     ) -> io::Result<SocketId> {
-        let BoundSocket::Os(fd) = socket.socket else {
-            return Err(io::Error::from(io::ErrorKind::Unsupported));
-        };
+        let fd = socket.socket.into_fd()?;
         self.insert_socket(tables, socket.service, fd, socket.local)
     }
 
@@ -927,8 +875,7 @@ impl Driver for Epoll {
     }
 
     fn close_socket(&mut self, tables: &mut Tables, index: u32) {
-        let socket = tables.sockets.at(index);
-        tables.streams.queued_bytes -= socket.queue_bytes;
+        tables.close_socket(index);
         tables.sockets.remove(index);
         self.socket_files[index as usize] = None;
         self.descriptors -= 1;
@@ -1028,14 +975,14 @@ impl Driver for Epoll {
     }
 
     fn segments_max(&self, stride: usize) -> usize {
-        segments_max(stride)
+        segments_that_fit(stride, socket::gso_segments_max())
     }
 
     fn wait(&mut self, tables: &mut Tables, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         let freed = self.free_closed(tables);
         self.take_pending(tables, events);
-        self.flush_sockets(tables, events);
-        self.flush_streams(tables, events);
+        tables.flush_sockets(|tables, index| self.transmit(tables, index, events));
+        tables.flush_streams(|tables, index| self.send(tables, index, events));
         self.inbox.begin_turn();
         // What is known already must not wait. Nor may the news that a stream is gone: a shard
         // that stops waits for the last one.

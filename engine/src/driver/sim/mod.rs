@@ -66,6 +66,7 @@ use self::network::{
 pub use self::world::{EngineId, EngineSpec, Leaks, ShardLeaks, Stuck, World, seeds};
 use super::{
     BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables, Wait,
+    segments_that_fit,
 };
 use crate::datagram::Transmit;
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -191,22 +192,6 @@ impl SimDriver {
 
     // ---- sending ---------------------------------------------------------------------------
 
-    fn flush_streams(
-        &mut self,
-        network: &mut Network,
-        tables: &mut Tables,
-        events: &mut Vec<Event>,
-    ) {
-        let dirty = std::mem::take(&mut tables.streams.dirty);
-        for index in dirty {
-            let stream = tables.streams.at(index);
-            stream.dirty = false;
-            if matches!(stream.state, State::Open | State::Draining) {
-                self.try_send(network, tables, index, events);
-            }
-        }
-    }
-
     fn try_send(
         &mut self,
         network: &mut Network,
@@ -280,49 +265,29 @@ impl SimDriver {
         });
     }
 
-    fn flush_sockets(
+    fn flush_socket(
         &mut self,
         network: &mut Network,
         tables: &mut Tables,
+        index: u32,
         events: &mut Vec<Event>,
     ) {
-        let dirty = std::mem::take(&mut tables.sockets.dirty);
-        for index in dirty {
-            let socket = tables.sockets.at(index);
-            socket.dirty = false;
-            if !socket.open || socket.blocked {
-                continue;
+        let Some(id) = self.socket(index) else {
+            return;
+        };
+        while let Some(transmit) = tables.sockets.at(index).queue.pop_front() {
+            if network
+                .random
+                .happens(network.config.faults.datagram_send_blocked)
+            {
+                network.faults.datagram_send_blocked += 1;
+                let socket = tables.sockets.at(index);
+                socket.queue.push_front(transmit.unpinned());
+                socket.blocked = true;
+                network.writable_later(self.port, id);
+                break;
             }
-            let Some(id) = self.socket(index) else {
-                continue;
-            };
-            while let Some(transmit) = tables.sockets.at(index).queue.pop_front() {
-                if network
-                    .random
-                    .happens(network.config.faults.datagram_send_blocked)
-                {
-                    network.faults.datagram_send_blocked += 1;
-                    let Transmit {
-                        peer,
-                        source,
-                        ecn,
-                        stride,
-                        data,
-                    } = transmit;
-                    let socket = tables.sockets.at(index);
-                    socket.queue.push_front(Transmit {
-                        peer,
-                        source,
-                        ecn,
-                        stride,
-                        data: data.unpinned(),
-                    });
-                    socket.blocked = true;
-                    network.writable_later(self.port, id);
-                    break;
-                }
-                self.transmit(network, tables, index, id, &transmit, events);
-            }
+            self.transmit(network, tables, index, id, &transmit, events);
         }
     }
 
@@ -438,13 +403,7 @@ impl SimDriver {
                 let Some(socket) = network.sockets.get(&id) else {
                     return;
                 };
-                let index = socket.index;
-                let socket = tables.sockets.at(index);
-                socket.blocked = false;
-                if !socket.dirty && !socket.queue.is_empty() {
-                    socket.dirty = true;
-                    tables.sockets.dirty.push(index);
-                }
+                tables.unblock_socket(socket.index);
             }
         }
     }
@@ -584,13 +543,9 @@ impl SimDriver {
             return;
         }
         connection.ends[end].blocked = false;
-        let stream = tables.streams.at(index);
-        if let Some(queue) = &mut stream.queue {
+        if let Some(queue) = &mut tables.streams.at(index).queue {
             queue.in_flight = false;
-            if !stream.dirty {
-                stream.dirty = true;
-                tables.streams.dirty.push(index);
-            }
+            tables.streams.mark_dirty(index);
         }
     }
 
@@ -833,14 +788,7 @@ impl Driver for SimDriver {
     }
 
     fn close_socket(&mut self, tables: &mut Tables, index: u32) {
-        let socket = tables.sockets.at(index);
-        socket.open = false;
-        tables.streams.queued_bytes -= socket
-            .queue
-            .iter()
-            .map(|transmit| transmit.data.len())
-            .sum::<usize>();
-        socket.queue.clear();
+        tables.close_socket(index);
         let mut network = self.network.borrow_mut();
         if let Some(id) = self.sockets.get_mut(index as usize).and_then(Option::take) {
             network.close_socket(id);
@@ -932,7 +880,7 @@ impl Driver for SimDriver {
     }
 
     fn segments_max(&self, stride: usize) -> usize {
-        (UDP_PAYLOAD_MAX / stride.max(1)).clamp(1, SEGMENTS_MAX)
+        segments_that_fit(stride, SEGMENTS_MAX)
     }
 
     /// Never waits: the world calls a turn when there is something to do, or at times for nothing.
@@ -946,8 +894,12 @@ impl Driver for SimDriver {
         let mut network = network.borrow_mut();
         network.note(traced::TURN, self.port as u64);
         self.gather_starved(&mut network);
-        self.flush_sockets(&mut network, tables, events);
-        self.flush_streams(&mut network, tables, events);
+        tables.flush_sockets(|tables, index| {
+            self.flush_socket(&mut network, tables, index, events);
+        });
+        tables.flush_streams(|tables, index| {
+            self.try_send(&mut network, tables, index, events);
+        });
         self.gather(&mut network, tables, events);
         Ok(())
     }

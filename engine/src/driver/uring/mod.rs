@@ -20,8 +20,8 @@ use io_uring::{cqueue, opcode, squeue, types};
 
 use self::ring::{BufferRing, Ring};
 use super::{
-    BoundDatagramSocket, BoundListener, BoundSocket, Close, Connect, Driver, Event, Held, Open,
-    Tables, Wait,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables, Wait,
+    segments_that_fit,
 };
 use crate::datagram::{Transmit, segments};
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -30,7 +30,7 @@ use crate::stream::{SendQueue, State};
 use crate::sys::buffer::Pool;
 use crate::sys::eventfd::EventFdWaker;
 use crate::sys::message::{self, CONTROL_LEN, Control, NAME_LEN, Name};
-use crate::sys::socket::{self, Share, UDP_PAYLOAD_MAX};
+use crate::sys::socket::{self, Share};
 use crate::time::monotonic_now;
 use crate::{BufferMut, Datagram, Limits, Nanos, Payload};
 
@@ -249,7 +249,6 @@ struct Tried {
 /// A datagram send handed to the kernel in this turn.
 struct TriedMessage {
     index: u32,
-    generation: u32,
     datagrams: usize,
     /// Which transmit of `transmits`, and the part of it.
     transmit: usize,
@@ -564,29 +563,24 @@ impl Uring {
                 self.cancel_receive(tables, index);
             }
         } else {
-            if let Some(bid) = cqueue::buffer_select(flags) {
-                self.streams.returned(bid, cqueue::buffer_more(flags));
-            }
-            match -result {
-                0 => {
+            match without_data(&mut self.streams, tables, completion) {
+                WithoutData::End => {
                     let stream = tables.streams.at(index);
                     stream.driver |= bit::ENDED;
                     if stream.state == State::Open {
                         events.push(Event::Ended { stream: id });
                     }
                 }
-                libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
-                libc::ENOBUFS => {
-                    tables.metrics.shard.buffers_exhausted.add(1);
-                    self.streams.exhausted();
+                WithoutData::Nothing => {}
+                WithoutData::NoBuffer => {
                     self.starved
                         .push_back(Starved::Stream(index, id.generation));
                     self.release_if_done(tables, index);
                     return;
                 }
-                errno => {
+                WithoutData::Failed(errno) => {
                     tables.streams.at(index).driver |= bit::ENDED;
-                    self.fail(tables, index, errno, events);
+                    tables.stream_failed(index, bit::FAILED, errno, events);
                 }
             }
         }
@@ -603,36 +597,12 @@ impl Uring {
         self.streams.pool.buffer_len() == INCREMENTAL_BUFFER_LEN
     }
 
-    fn fail(&mut self, tables: &mut Tables, index: u32, errno: i32, events: &mut Vec<Event>) {
-        let id = tables.streams.id(index);
-        let stream = tables.streams.at(index);
-        if stream.driver & bit::FAILED == 0 && !matches!(stream.state, State::Closing | State::Free)
-        {
-            stream.driver |= bit::FAILED;
-            events.push(Event::Failed { stream: id, errno });
-        }
-    }
-
     /// Frees the entry of a closed stream once the kernel holds no request for it.
     fn release_if_done(&mut self, tables: &mut Tables, index: u32) {
         let stream = tables.streams.at(index);
         if stream.state == State::Closing && stream.outstanding == 0 {
             tables.streams.remove(index);
         }
-    }
-
-    /// Tries the queues of all dirty streams.
-    fn flush_streams(&mut self, tables: &mut Tables) {
-        let mut dirty = std::mem::take(&mut tables.streams.dirty);
-        for index in dirty.drain(..) {
-            let stream = tables.streams.at(index);
-            stream.dirty = false;
-            if matches!(stream.state, State::Open | State::Draining) {
-                self.try_send(tables, index);
-            }
-        }
-        // Keeps its capacity.
-        tables.streams.dirty = dirty;
     }
 
     #[inline]
@@ -712,11 +682,7 @@ impl Uring {
         self.failed.clear();
         // More than fits one send was queued: the rest goes next turn.
         while let Some(index) = self.again.pop() {
-            let stream = tables.streams.at(index);
-            if !stream.dirty {
-                stream.dirty = true;
-                tables.streams.dirty.push(index);
-            }
+            tables.streams.mark_dirty(index);
         }
     }
 
@@ -738,7 +704,7 @@ impl Uring {
                 0
             }
             Some(errno) => {
-                self.fail(tables, index, -errno, events);
+                tables.stream_failed(index, bit::FAILED, -errno, events);
                 return;
             }
         };
@@ -795,7 +761,7 @@ impl Uring {
                 }
             }
             errno if errno == -libc::EAGAIN || errno == -libc::EINTR => self.again.push(index),
-            errno => self.fail(tables, index, -errno, events),
+            errno => tables.stream_failed(index, bit::FAILED, -errno, events),
         }
     }
 
@@ -811,7 +777,7 @@ impl Uring {
             events.push(Event::Connected { stream: id });
             self.arm_receive(tables, index);
         } else {
-            self.fail(tables, index, -result, events);
+            tables.stream_failed(index, bit::FAILED, -result, events);
         }
     }
 
@@ -968,21 +934,17 @@ impl Uring {
                 });
             }
         } else {
-            if let Some(bid) = cqueue::buffer_select(flags) {
-                buffers.returned(bid, false);
-            }
-            match -result {
-                libc::ECANCELED | libc::EINTR | libc::EAGAIN => {}
-                libc::ENOBUFS => {
-                    tables.metrics.shard.buffers_exhausted.add(1);
-                    buffers.exhausted();
+            match without_data(buffers, tables, completion) {
+                WithoutData::NoBuffer => {
                     self.starved
                         .push_back(Starved::Socket(index, id.generation));
                     self.release_socket_if_done(tables, index);
                     return;
                 }
-                errno if open => events.push(Event::SocketError { socket: id, errno }),
-                _ => {}
+                WithoutData::Failed(errno) if open => {
+                    events.push(Event::SocketError { socket: id, errno });
+                }
+                WithoutData::Failed(_) | WithoutData::Nothing | WithoutData::End => {}
             }
         }
         if !more {
@@ -1001,20 +963,12 @@ impl Uring {
         }
     }
 
-    fn flush_sockets(&mut self, tables: &mut Tables) {
-        let mut dirty = std::mem::take(&mut tables.sockets.dirty);
-        for index in dirty.drain(..) {
-            let socket = tables.sockets.at(index);
-            socket.dirty = false;
-            if !socket.open || socket.blocked {
-                continue;
-            }
-            self.outcome_awaited |= socket.was_full;
-            while let Some(transmit) = tables.sockets.at(index).queue.pop_front() {
-                self.try_transmit(tables, index, transmit);
-            }
+    /// Tries the whole queue of a socket.
+    fn flush_socket(&mut self, tables: &mut Tables, index: u32) {
+        self.outcome_awaited |= tables.sockets.at(index).was_full;
+        while let Some(transmit) = tables.sockets.at(index).queue.pop_front() {
+            self.try_transmit(tables, index, transmit);
         }
-        tables.sockets.dirty = dirty;
     }
 
     /// Hands one transmit to the kernel: as one GSO send, or datagram by datagram.
@@ -1054,7 +1008,6 @@ impl Uring {
         if self.message_memory_used == self.message_memory.len() || self.ring.is_full() {
             self.submit_tried();
         }
-        let generation = tables.sockets.id(index).generation;
         let socket = tables.sockets.at(index);
         let transmit = &self.transmits[at];
         let memory = &mut self.message_memory[self.message_memory_used];
@@ -1103,7 +1056,6 @@ impl Uring {
         unsafe { self.push(&entry) };
         self.tried_messages.push(TriedMessage {
             index,
-            generation,
             datagrams: count,
             transmit: at,
             start,
@@ -1118,10 +1070,10 @@ impl Uring {
         let mut again: Vec<(u32, Transmit)> = Vec::new();
         for tried in std::mem::take(&mut self.tried_messages) {
             let id = tables.sockets.id(tried.index);
-            if id.generation != tried.generation || !tables.sockets.at(tried.index).open {
-                tables.streams.queued_bytes -= tried.len;
-                continue;
-            }
+            debug_assert!(
+                tables.sockets.at(tried.index).open,
+                "sockets close between waits, when every send is settled"
+            );
             let errno = -tried.result;
             let retry = match errno {
                 0 => {
@@ -1142,30 +1094,7 @@ impl Uring {
                 }
             };
             if retry {
-                let transmit = &self.transmits[tried.transmit];
-                let bytes = transmit.data.bytes();
-                let data = if tried.len == bytes.len() {
-                    transmit.data.clone()
-                } else {
-                    Payload::from(bytes[tried.start..tried.start + tried.len].to_vec())
-                };
-                let (peer, source, ecn, stride) = (
-                    transmit.peer,
-                    transmit.source,
-                    transmit.ecn,
-                    transmit.stride,
-                );
-                let data = data.unpinned();
-                again.push((
-                    tried.index,
-                    Transmit {
-                        peer,
-                        source,
-                        ecn,
-                        stride,
-                        data,
-                    },
-                ));
+                again.push((tried.index, self.untried(&tried)));
                 let socket = tables.sockets.at(tried.index);
                 if errno == libc::EAGAIN && !socket.blocked {
                     socket.blocked = true;
@@ -1180,10 +1109,23 @@ impl Uring {
         for (index, transmit) in again.into_iter().rev() {
             let socket = tables.sockets.at(index);
             socket.queue.push_front(transmit);
-            if !socket.blocked && !socket.dirty {
-                socket.dirty = true;
-                tables.sockets.dirty.push(index);
+            if !socket.blocked {
+                tables.sockets.mark_dirty(index);
             }
+        }
+    }
+
+    /// The part of a transmit that the kernel did not take, holding no receive buffer.
+    fn untried(&self, tried: &TriedMessage) -> Transmit {
+        let transmit = &self.transmits[tried.transmit];
+        let bytes = transmit.data.bytes();
+        if tried.len == bytes.len() {
+            return transmit.clone().unpinned();
+        }
+        let data = Payload::from(bytes[tried.start..tried.start + tried.len].to_vec());
+        Transmit {
+            data,
+            ..transmit.clone()
         }
     }
 
@@ -1202,15 +1144,10 @@ impl Uring {
     fn writable(&mut self, tables: &mut Tables, index: u32) {
         let socket = tables.sockets.at(index);
         socket.outstanding -= 1;
-        socket.blocked = false;
         // Someone may wait for the queue to empty: a stop, or a protocol that was told "full".
         self.outcome_awaited = true;
-        if !socket.open {
-            self.release_socket_if_done(tables, index);
-        } else if !socket.dirty && !socket.queue.is_empty() {
-            socket.dirty = true;
-            tables.sockets.dirty.push(index);
-        }
+        tables.unblock_socket(index);
+        self.release_socket_if_done(tables, index);
     }
 
     // ---- the turn --------------------------------------------------------------------------
@@ -1398,12 +1335,9 @@ impl Driver for Uring {
     }
 
     fn listen(&mut self, _tables: &mut Tables, listener: BoundListener) -> io::Result<()> {
-        let BoundSocket::Os(fd) = listener.socket else {
-            return Err(io::Error::from(io::ErrorKind::Unsupported));
-        };
         self.listeners.push(Listener {
             id: listener.id,
-            fd,
+            fd: listener.socket.into_fd()?,
             wants_peer: listener.wants_peer,
             armed: false,
         });
@@ -1427,9 +1361,7 @@ impl Driver for Uring {
         tables: &mut Tables,
         socket: BoundDatagramSocket,
     ) -> io::Result<SocketId> {
-        let BoundSocket::Os(fd) = socket.socket else {
-            return Err(io::Error::from(io::ErrorKind::Unsupported));
-        };
+        let fd = socket.socket.into_fd()?;
         // A direct descriptor is in nobody's list of files: keep one that says who holds the port.
         self.bound.push(fd.try_clone()?);
         self.insert_socket(tables, socket.service, fd, socket.local)
@@ -1448,14 +1380,8 @@ impl Driver for Uring {
 
     fn close_socket(&mut self, tables: &mut Tables, index: u32) {
         let generation = tables.sockets.id(index).generation;
+        tables.close_socket(index);
         let socket = tables.sockets.at(index);
-        socket.open = false;
-        tables.streams.queued_bytes -= socket
-            .queue
-            .iter()
-            .map(|transmit| transmit.data.len())
-            .sum::<usize>();
-        socket.queue.clear();
         socket.outstanding += 1;
         let (slot, bits, blocked) = (socket.slot, socket.driver, socket.blocked);
         if bits & bit::ARMED != 0 {
@@ -1589,13 +1515,13 @@ impl Driver for Uring {
     }
 
     fn segments_max(&self, stride: usize) -> usize {
-        (UDP_PAYLOAD_MAX / stride.max(1)).clamp(1, socket::gso_segments_max())
+        segments_that_fit(stride, socket::gso_segments_max())
     }
 
     fn wait(&mut self, tables: &mut Tables, wait: Wait, events: &mut Vec<Event>) -> io::Result<()> {
         self.replenish(tables);
-        self.flush_sockets(tables);
-        self.flush_streams(tables);
+        tables.flush_sockets(|tables, index| self.flush_socket(tables, index));
+        tables.flush_streams(|tables, index| self.try_send(tables, index));
         // Receives that wait for a buffer may get one that is being sent from.
         let sending = !self.tried.is_empty() || !self.tried_messages.is_empty();
         self.outcome_awaited |= sending && !self.starved.is_empty();
@@ -1644,6 +1570,39 @@ impl Drop for Uring {
                 listener.fd = replacement.into();
             }
         }
+    }
+}
+
+/// What a receive that brought no data means.
+enum WithoutData {
+    /// It was cancelled or interrupted.
+    Nothing,
+    /// The peer sends no more.
+    End,
+    /// No buffer was free.
+    NoBuffer,
+    Failed(i32),
+}
+
+/// Takes back the buffer of a receive without data, if it names one, and says what it means.
+fn without_data(
+    buffers: &mut BufferRing,
+    tables: &mut Tables,
+    completion: &cqueue::Entry,
+) -> WithoutData {
+    let flags = completion.flags();
+    if let Some(bid) = cqueue::buffer_select(flags) {
+        buffers.returned(bid, cqueue::buffer_more(flags));
+    }
+    match -completion.result() {
+        0 => WithoutData::End,
+        libc::ECANCELED | libc::EINTR | libc::EAGAIN => WithoutData::Nothing,
+        libc::ENOBUFS => {
+            tables.metrics.shard.buffers_exhausted.add(1);
+            buffers.exhausted();
+            WithoutData::NoBuffer
+        }
+        errno => WithoutData::Failed(errno),
     }
 }
 
