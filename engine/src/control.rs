@@ -1,5 +1,6 @@
 //! What the control thread and the shards share: the stop request, the connection count, notices.
 
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, AtomicUsize, Ordering};
 
@@ -7,6 +8,7 @@ use crossbeam_queue::ArrayQueue;
 
 use crate::ids::{ListenerId, ShardId};
 use crate::mailbox::ShardBell;
+use crate::sys::socket;
 
 /// Notices that wait for the control thread; past it they are dropped, because a flood of the same
 /// line helps nobody.
@@ -49,15 +51,18 @@ pub(crate) struct ControlState {
     pub(crate) connections: AtomicUsize,
     notices: ArrayQueue<Notice>,
     bells: Arc<[ShardBell]>,
+    /// A handle of every listener.
+    listening: Box<[OwnedFd]>,
 }
 
 impl ControlState {
-    pub(crate) fn new(bells: Arc<[ShardBell]>) -> Self {
+    pub(crate) fn new(bells: Arc<[ShardBell]>, listening: Vec<OwnedFd>) -> Self {
         Self {
             stop: AtomicU8::new(Stop::Run as u8),
             connections: AtomicUsize::new(0),
             notices: ArrayQueue::new(NOTICES_MAX),
             bells,
+            listening: listening.into(),
         }
     }
 
@@ -70,11 +75,19 @@ impl ControlState {
         }
     }
 
-    /// Asks every shard to stop; a stop never becomes less urgent.
+    /// Asks every shard to stop, whoever wants it: the user, a protocol, or a shard that failed.
+    /// A stop never becomes less urgent.
+    ///
+    /// Whoever connects from now on is refused, or reaches the next process on the port, instead of
+    /// waiting in the queue of a listener that accepts nothing more. A close alone would not do: a
+    /// ring holds on to its files for some time, even after the end of the process.
     pub(crate) fn request(&self, stop: Stop) {
         self.stop.fetch_max(stop as u8, Ordering::SeqCst);
         for bell in self.bells.iter() {
             bell.nudge();
+        }
+        for listener in &self.listening {
+            socket::stop_listening(listener);
         }
     }
 

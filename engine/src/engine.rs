@@ -3,9 +3,11 @@
 //! Everything slow or fallible happens here, on the caller's thread, before a shard runs: a port
 //! in use or a missing right is an error of [`Builder::start`], never a surprise later.
 
+use std::any::Any;
 use std::io;
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, mpsc};
 use std::thread::JoinHandle;
@@ -330,7 +332,6 @@ impl Builder {
         let (driver, driver_note) = self.choose_driver()?;
         let shards = usize::from(self.shards);
         let bells = shard_bells(self.shards);
-        let control = Arc::new(ControlState::new(Arc::clone(&bells)));
         let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();
         let metrics: Vec<_> = (0..shards)
             .map(|_| Arc::new(ShardMetrics::new(self.services.len())))
@@ -366,6 +367,7 @@ impl Builder {
             }
         }
 
+        let control = Arc::new(ControlState::new(Arc::clone(&bells), listening));
         let mut engine = Engine {
             driver,
             driver_note,
@@ -376,10 +378,7 @@ impl Builder {
                 .collect(),
             addresses,
             metrics: metrics.clone(),
-            stopper: Stopper {
-                control: Arc::clone(&control),
-                listening: listening.into(),
-            },
+            stopper: Stopper(Arc::clone(&control)),
             threads: Vec::new(),
         };
         let (ready, started) = mpsc::channel();
@@ -597,6 +596,8 @@ struct Plot {
 
 type Ready = mpsc::Sender<(ShardId, io::Result<()>)>;
 
+/// The life of a shard's thread. A shard that fails, or panics (a protocol may), stops the whole
+/// engine: its share of the connections would be lost unseen.
 fn run_shard(
     driver: DriverKind,
     parts: Parts,
@@ -604,9 +605,35 @@ fn run_shard(
     settings: uring::Settings,
     ready: &Ready,
 ) -> io::Result<()> {
-    let id = parts.id;
+    let shard = parts.id;
     let control = Arc::clone(&parts.control);
-    let _guard = StopOnPanic(id, Arc::clone(&parts.control));
+    // Nothing that the shard leaves behind when it unwinds is looked at again.
+    let serve = AssertUnwindSafe(|| serve(driver, parts, settle, settings, ready));
+    let result = panic::catch_unwind(serve).unwrap_or_else(|panic| {
+        let message = format!("it panicked: {}", panic_message(&*panic));
+        // Who starts the engine waits for each shard; heard only when the panic came before that.
+        let _ = ready.send((shard, Err(io::Error::other(message.clone()))));
+        Err(io::Error::other(message))
+    });
+    result.map_err(|error| {
+        control.notify(Notice::ShardFailed {
+            shard,
+            error: error.to_string(),
+        });
+        control.request(Stop::Drain);
+        io::Error::new(error.kind(), format!("shard {shard} failed: {error}"))
+    })
+}
+
+/// Opens a shard, says on `ready` whether it serves, and runs it to its end.
+fn serve(
+    driver: DriverKind,
+    parts: Parts,
+    settle: Option<Settle>,
+    settings: uring::Settings,
+    ready: &Ready,
+) -> io::Result<()> {
+    let id = parts.id;
     let opened = (|| {
         if let Some(settle) = settle {
             settle(id)?;
@@ -628,32 +655,16 @@ fn run_shard(
         }
     };
     let _ = ready.send((id, Ok(())));
-    let result = shard.run();
-    if let Err(error) = &result {
-        control.notify(Notice::ShardFailed {
-            shard: id,
-            error: error.to_string(),
-        });
-        // A shard that cannot go on must not leave its share of the connections hanging.
-        control.request(Stop::Drain);
-    }
-    result
+    shard.run()
 }
 
-/// A shard that panics (a protocol may) stops the others, as one that fails does: its share of the
-/// connections would be lost unseen.
-struct StopOnPanic(ShardId, Arc<ControlState>);
-
-impl Drop for StopOnPanic {
-    fn drop(&mut self) {
-        if std::thread::panicking() {
-            self.1.notify(Notice::ShardFailed {
-                shard: self.0,
-                error: "it panicked; the message is on standard error".into(),
-            });
-            self.1.request(Stop::Drain);
-        }
-    }
+/// What a panic says; it is also on standard error, with its place.
+fn panic_message(panic: &(dyn Any + Send)) -> &str {
+    panic
+        .downcast_ref::<&str>()
+        .copied()
+        .or_else(|| panic.downcast_ref::<String>().map(String::as_str))
+        .unwrap_or("without a message")
 }
 
 /// A bound endpoint.
@@ -754,13 +765,13 @@ impl Engine {
     /// Accepted streams that are open now.
     #[must_use]
     pub fn connections(&self) -> usize {
-        self.stopper.control.connections.load(Ordering::Relaxed)
+        self.stopper.0.connections.load(Ordering::Relaxed)
     }
 
     /// The next thing that an operator should hear of.
     #[must_use]
     pub fn take_notice(&self) -> Option<Notice> {
-        self.stopper.control.take_notice()
+        self.stopper.0.take_notice()
     }
 
     /// Asks all shards to stop: accept nothing more, send what is queued, close. Returns at once.
@@ -788,16 +799,13 @@ impl Engine {
     /// Waits until every shard has ended.
     ///
     /// # Errors
-    /// The first error with which a shard ended.
-    ///
-    /// # Panics
-    /// When a shard panicked.
+    /// The first failure of a shard, by its name; a panic is one.
     pub fn join(&mut self) -> io::Result<()> {
         let mut first = Ok(());
         for thread in self.threads.drain(..) {
             let result = thread
                 .join()
-                .unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+                .unwrap_or_else(|panic| Err(io::Error::other(panic_message(&*panic))));
             if first.is_ok() {
                 first = result;
             }
@@ -810,7 +818,7 @@ impl Drop for Engine {
     fn drop(&mut self) {
         self.stop_now();
         for thread in self.threads.drain(..) {
-            // A panic has been printed; a second one while unwinding would abort.
+            // What failed has been told by a notice.
             let _ = thread.join();
         }
     }
@@ -818,31 +826,16 @@ impl Drop for Engine {
 
 /// Stops an engine from anywhere.
 #[derive(Clone)]
-pub struct Stopper {
-    control: Arc<ControlState>,
-    /// The listeners of all shards.
-    listening: Arc<[OwnedFd]>,
-}
+pub struct Stopper(Arc<ControlState>);
 
 impl Stopper {
     /// See [`Engine::stop`].
     pub fn stop(&self) {
-        self.control.request(Stop::Drain);
-        self.close_ports();
+        self.0.request(Stop::Drain);
     }
 
     /// See [`Engine::stop_now`].
     pub fn stop_now(&self) {
-        self.control.request(Stop::Now);
-        self.close_ports();
-    }
-
-    /// Whoever connects from now on is refused, or reaches the next process on the port, instead of
-    /// waiting in the queue of a listener that accepts nothing more. A close alone would not do: a
-    /// ring holds on to its files for some time, even after the end of the process.
-    fn close_ports(&self) {
-        for listener in self.listening.iter() {
-            socket::stop_listening(listener);
-        }
+        self.0.request(Stop::Now);
     }
 }

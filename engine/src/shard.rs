@@ -776,12 +776,16 @@ impl Shard {
 
     fn accept_failed(&mut self, listener: ListenerId, errno: i32) {
         let core = &mut self.core;
+        if core.control.stop() != Stop::Run {
+            // Its listener was shut by the stop, of which this shard may not know yet.
+            return;
+        }
         core.control.notify(Notice::AcceptFailed {
             shard: core.tables.shard,
             listener,
             errno,
         });
-        if core.accept_paused || core.stop != Stop::Run {
+        if core.accept_paused {
             return;
         }
         core.accept_paused = true;

@@ -59,6 +59,9 @@ on_each_driver! {
     idle_streams_are_closed,
     stalled_streams_are_closed,
     past_the_connection_limit_is_refused,
+    a_protocol_can_stop_the_engine,
+    a_shard_that_panics_stops_the_engine,
+    a_shard_that_cannot_start_is_an_error,
     datagrams_are_echoed,
     a_burst_is_counted_by_datagrams,
     odd_sizes_of_datagrams,
@@ -217,6 +220,8 @@ enum Do {
     Forward(ShardId, u64),
     Number(u64),
     Ping,
+    StopEngine,
+    Panic,
 }
 
 /// What the protocol tells the test.
@@ -386,6 +391,8 @@ impl Protocol for Remote {
                 number,
             }),
             Do::Ping => self.tell(Seen::Pong),
+            Do::StopEngine => ctx.stop_engine(),
+            Do::Panic => panic!("as it was told"),
         }
     }
 
@@ -1254,6 +1261,69 @@ fn more_datagrams_than_buffers(setting: &Setting) {
         );
     }
     stop(engine);
+}
+
+/// Two shards with some connections on each, one of which is told something.
+fn tell_one_of_two(setting: &Setting, what: Do) -> (Rig, Vec<TcpStream>) {
+    let limits = Limits {
+        drain_timeout: 10 * HANG,
+        ..Limits::default()
+    };
+    let rig = Rig::new(setting, limits, 2, |service| {
+        service.listen(any_port(false))
+    });
+    let clients: Vec<_> = (0..16).map(|_| rig.client()).collect();
+    rig.controller.post(1, what).expect("there is room");
+    (rig, clients)
+}
+
+/// Nobody is left waiting: what is connected ends, and what connects is refused.
+fn assert_stops_whole(rig: &Rig, clients: Vec<TcpStream>) {
+    for mut client in clients {
+        match client.read(&mut [0]) {
+            Ok(0) => {}
+            Err(error) if error.kind() == ErrorKind::ConnectionReset => {}
+            other => panic!("{other:?} instead of an end"),
+        }
+    }
+    until("every shard has ended", || rig.engine.has_ended());
+    let late = TcpStream::connect_timeout(&ip_of(&rig.engine, 0), HANG);
+    assert_eq!(late.unwrap_err().kind(), ErrorKind::ConnectionRefused);
+}
+
+fn a_protocol_can_stop_the_engine(setting: &Setting) {
+    let (mut rig, clients) = tell_one_of_two(setting, Do::StopEngine);
+    assert_stops_whole(&rig, clients);
+    assert_eq!(rig.engine.take_notice(), None);
+    rig.engine.join().unwrap();
+}
+
+fn a_shard_that_panics_stops_the_engine(setting: &Setting) {
+    let (mut rig, clients) = tell_one_of_two(setting, Do::Panic);
+    assert_stops_whole(&rig, clients);
+    let failed = Notice::ShardFailed {
+        shard: 1,
+        error: "it panicked: as it was told".into(),
+    };
+    assert_eq!(rig.engine.take_notice(), Some(failed));
+    let error = rig.engine.join().unwrap_err().to_string();
+    assert_eq!(error, "shard 1 failed: it panicked: as it was told");
+}
+
+fn a_shard_that_cannot_start_is_an_error(setting: &Setting) {
+    let service = Service::new("broken", |shard| {
+        assert_ne!(shard, 1, "this shard is not wanted");
+        Echo::default()
+    });
+    let service = service.listen(any_port(false));
+    match setting.builder().shards(2).service(service).start() {
+        Err(StartError::Shard { shard: 1, error }) => {
+            let said = error.to_string();
+            assert!(said.contains("this shard is not wanted"), "{said}");
+        }
+        Err(other) => panic!("{other}"),
+        Ok(_) => panic!("it started"),
+    }
 }
 
 /// On a path that delays the socket's send buffer fills (in a network namespace with

@@ -249,7 +249,7 @@ impl World {
         }
         let host = self.network.borrow_mut().host(&addresses);
         let bells = shard_bells(shards);
-        let control = Arc::new(ControlState::new(Arc::clone(&bells)));
+        let control = Arc::new(ControlState::new(Arc::clone(&bells), Vec::new()));
         let loads: Arc<[AtomicUsize]> = (0..shards).map(|_| AtomicUsize::new(0)).collect();
         let metrics: Vec<_> = (0..shards)
             .map(|_| Arc::new(ShardMetrics::new(services.len())))
