@@ -1582,6 +1582,10 @@ fn the_case_of_a_child() {
     match case.as_str() {
         "descriptors" => count_descriptors(&setting),
         "few files" => run_out_of_files(&setting),
+        "files for slots" => serve_from_few_files(&Setting {
+            refuse: vec![Feature::DirectDescriptors],
+            ..setting
+        }),
         other => panic!("there is no case '{other}'"),
     }
 }
@@ -1618,17 +1622,54 @@ fn accepting_pauses_while_files_are_short(setting: &Setting) {
     in_a_child(setting, "few files");
 }
 
-fn run_out_of_files(setting: &Setting) {
-    // Fewer than the connections that a shard holds however low the limit is, so that files and
-    // not the table run out.
-    const FILES: u64 = 60;
+/// Where a ring has no table of its own, its streams are files of the process: a low limit of files
+/// leaves room for most of them.
+#[test]
+fn uring_without_direct_descriptors_serves_from_few_files() {
+    let setting = Setting::of(DriverChoice::Uring);
+    match uring::probe(&uring::Options::default()) {
+        Ok(_) => in_a_child(&setting, "files for slots"),
+        Err(reason) => println!("skipped: {reason}"),
+    }
+}
+
+fn serve_from_few_files(setting: &Setting) {
+    // Both ends of each connection are files of this process.
+    const CLIENTS: usize = 150;
+    for (files, shards) in [(512, 1), (400, 2)] {
+        limit_files(files);
+        let service = echo_service().listen(any_port(false));
+        let engine = echo(setting, Limits::default(), service, shards);
+        let mut clients: Vec<_> = (0..CLIENTS).map(|_| connect(ip_of(&engine, 0))).collect();
+        for client in &mut clients {
+            client.write_all(b"served").unwrap();
+        }
+        for client in &mut clients {
+            let mut got = [0; 6];
+            client.read_exact(&mut got).unwrap();
+            assert_eq!(&got, b"served");
+        }
+        assert_eq!(engine.shard_totals().accept_pauses, 0);
+        drop(clients);
+        let totals = stop(engine);
+        assert_eq!((totals.accepted, totals.refused), (CLIENTS as u64, 0));
+    }
+}
+
+fn limit_files(files: u64) {
     let limit = libc::rlimit {
-        rlim_cur: FILES,
-        rlim_max: FILES,
+        rlim_cur: files,
+        rlim_max: files,
     };
     // SAFETY: setrlimit reads the struct that it is given.
     let result = unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit) };
     assert_eq!(result, 0);
+}
+
+fn run_out_of_files(setting: &Setting) {
+    // Fewer than the connections that a shard holds however low the limit is, so that files and
+    // not the table run out.
+    limit_files(60);
     let engine = echo(
         setting,
         Limits::default(),

@@ -337,6 +337,17 @@ pub(crate) fn segments_that_fit(stride: usize, kernel_max: usize) -> usize {
     (UDP_PAYLOAD_MAX / stride.max(1)).clamp(1, kernel_max)
 }
 
+/// Files that are left for everything that is not a stream: listeners, rings, logs, metrics.
+const FILES_SLACK: usize = 512;
+/// However low the file limit, a shard tries to serve this many.
+const FILE_STREAMS_MIN: usize = 64;
+
+/// Streams that a process holds where each of them is one of its files. Under a low limit only a
+/// quarter of the files is left for the rest, so that most of them still serve.
+pub(crate) fn streams_as_files(files: usize) -> usize {
+    (files - FILES_SLACK.min(files / 4)).max(FILE_STREAMS_MIN)
+}
+
 /// How long [`Driver::wait`] may wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Wait {
@@ -453,3 +464,23 @@ pub struct Held {
 /// 0.5–2 s that keeps many shards from trying at the same moment.
 pub(crate) const ACCEPT_PAUSE: std::ops::Range<Duration> =
     Duration::from_millis(500)..Duration::from_millis(2000);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn streams_under_a_limit_of_files() {
+        for (files, streams) in [
+            (0, 64),
+            (60, 64),
+            (256, 192),
+            (512, 384),
+            (1024, 768),
+            (2048, 1536),
+            (20_000, 19_488),
+        ] {
+            assert_eq!(streams_as_files(files), streams, "{files} files");
+        }
+    }
+}

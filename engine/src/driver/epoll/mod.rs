@@ -17,7 +17,7 @@ use std::time::Duration;
 use self::inbox::{Inbox, Received};
 use super::{
     Address, BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables,
-    Wait, segments_that_fit,
+    Wait, segments_that_fit, streams_as_files,
 };
 use crate::datagram::{Transmit, segments};
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -42,10 +42,6 @@ const SOCKET_TURN_BATCHES: usize = 4;
 const ACCEPTS_PER_TURN: usize = 256;
 /// Pieces of one stream's queue in one send: what the kernel takes at most (UIO_MAXIOV).
 const PIECES_MAX: usize = 1024;
-/// Files that are left for everything that is not a stream: listeners, logs, metrics, libraries.
-const FILES_SLACK: usize = 512;
-/// However low the file limit, a shard tries to serve this many.
-const CAPACITY_MIN: usize = 64;
 
 const IN: u32 = libc::EPOLLIN as u32;
 const OUT: u32 = libc::EPOLLOUT as u32;
@@ -162,7 +158,7 @@ impl Epoll {
             pending: Vec::new(),
             closed: Vec::new(),
             waker: None,
-            capacity: files.saturating_sub(FILES_SLACK).max(CAPACITY_MIN),
+            capacity: streams_as_files(files),
         })
     }
 

@@ -21,7 +21,7 @@ use io_uring::{cqueue, opcode, squeue, types};
 use self::ring::{BufferRing, Ring};
 use super::{
     BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables, Wait,
-    segments_that_fit,
+    segments_that_fit, streams_as_files,
 };
 use crate::datagram::{Transmit, segments};
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -93,6 +93,8 @@ impl Directory {
 }
 
 /// How many streams one ring holds under a limit of open files, which is also that of its table.
+/// Without direct descriptors the limit is that of all rings together: see
+/// [`Features::streams_held`].
 #[must_use]
 pub fn streams_per_ring(files: usize, listens: bool) -> usize {
     Table {
@@ -104,17 +106,35 @@ pub fn streams_per_ring(files: usize, listens: bool) -> usize {
 }
 
 /// How many rings hold `connections` streams under a limit of open files, which is also that of
-/// a ring's table.
+/// a ring's table. Without direct descriptors see [`Features::rings_for`].
 #[must_use]
 pub fn rings_for(connections: usize, files: usize, listens: bool) -> usize {
-    connections.div_ceil(
-        Table {
-            len: files,
-            listens,
+    connections.div_ceil(streams_per_ring(files, listens))
+}
+
+impl Features {
+    /// How many streams so many rings of one process hold together under a limit of open files.
+    /// With direct descriptors the limit is that of each ring's table; without them every stream
+    /// is a file of the process, and more rings hold no more.
+    #[must_use]
+    pub fn streams_held(self, rings: usize, files: usize, listens: bool) -> usize {
+        if self.has(Feature::DirectDescriptors) {
+            rings * streams_per_ring(files, listens)
+        } else {
+            streams_as_files(files)
         }
-        .streams()
-        .max(1),
-    )
+    }
+
+    /// How many rings hold `connections` streams under a limit of open files, or as many of them
+    /// as the limit allows: see [`Features::streams_held`].
+    #[must_use]
+    pub fn rings_for(self, connections: usize, files: usize, listens: bool) -> usize {
+        if self.has(Feature::DirectDescriptors) {
+            rings_for(connections, files, listens)
+        } else {
+            1
+        }
+    }
 }
 
 /// How a ring's table of direct descriptors is divided.
@@ -341,7 +361,7 @@ impl Uring {
         let capacity = if direct {
             table.streams()
         } else {
-            settings.files.saturating_sub(SLOT_SLACK)
+            streams_as_files(settings.files)
         };
         let table_len = if direct { table.len as u32 } else { 0 };
         let own = if direct { table.own() as u32 } else { 0 };
@@ -1628,4 +1648,28 @@ fn gather(queue: &mut SendQueue) -> usize {
         bytes += chunk.len();
     }
     bytes
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_direct_descriptors_make_more_rings_hold_more() {
+        let direct = Features::default().with(Feature::DirectDescriptors);
+        let files = Features::default();
+        for (limit, connections, rings, held_by_files) in [
+            (512, 1_000, 3, 384),
+            (2_000, 10_000, 6, 1_500),
+            (20_000, 10_000, 1, 19_488),
+            (20_000, 200_000, 11, 19_488),
+        ] {
+            assert_eq!(direct.rings_for(connections, limit, true), rings, "{limit}");
+            assert!(direct.streams_held(rings, limit, true) >= connections);
+            assert!(direct.streams_held(rings - 1, limit, true) < connections);
+            assert_eq!(files.rings_for(connections, limit, true), 1);
+            assert_eq!(files.streams_held(1, limit, true), held_by_files);
+            assert_eq!(files.streams_held(rings, limit, true), held_by_files);
+        }
+    }
 }
