@@ -119,7 +119,8 @@ impl<M: Send + 'static> Context<'_, M> {
     }
 
     /// Stops reading a stream: the peer's sends fill its TCP window and then wait. Nothing more is
-    /// given to `received` until [`Context::resume`].
+    /// given to `received` until [`Context::resume`]. A stop reads what is paused when it begins to
+    /// its end, and throws that away.
     pub fn pause(&mut self, stream: StreamId) {
         self.core.pause(stream);
     }

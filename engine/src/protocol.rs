@@ -78,7 +78,8 @@ pub trait Protocol: 'static {
     }
 
     /// A graceful stop began: nothing more is accepted, and what is queued is still sent. Streams
-    /// end by themselves after this call.
+    /// end by themselves after this call. One that is still paused then is given nothing more:
+    /// resume here what is to be read to its end.
     fn stopping(&mut self, ctx: &mut Context<'_, Self::Message>) {}
 
     /// The last call. Every stream and socket is closed.

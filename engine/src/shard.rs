@@ -113,10 +113,24 @@ impl Core {
         let Some(stream) = self.tables.streams.get(id) else {
             return;
         };
-        if stream.state == State::Open && !stream.paused {
+        // One that is read only to its end must not be stopped from it.
+        if stream.state == State::Open && !stream.paused && !stream.discarding {
             stream.paused = true;
             self.driver.read(&mut self.tables, id.index, false);
         }
+    }
+
+    /// Reads a stream that its protocol has paused to its end, and throws away what comes. For a
+    /// stop: nothing that it brings can be answered, and unread it would keep the peer from ending
+    /// and turn our own end into a reset.
+    fn discard(&mut self, id: StreamId) {
+        let stream = self.tables.streams.at(id.index);
+        stream.paused = false;
+        stream.discarding = true;
+        // From here on `holding` only keeps what arrives away from the protocol.
+        stream.holding = true;
+        self.held.remove(&id.index);
+        self.driver.read(&mut self.tables, id.index, true);
     }
 
     pub(crate) fn finish(&mut self, id: StreamId) {
@@ -530,7 +544,7 @@ impl Shard {
                 core.held.remove(&id.index);
                 core.driver.read(&mut core.tables, id.index, true);
                 if ended {
-                    self.services[service].ended(core, id);
+                    self.peer_ended(id);
                 }
             }
         }
@@ -605,6 +619,9 @@ impl Shard {
             .received_bytes
             .add(data.len() as u64);
         if stream.paused || stream.holding {
+            if stream.discarding {
+                return;
+            }
             stream.holding = true;
             core.held
                 .entry(id.index)
@@ -670,15 +687,11 @@ impl Shard {
                 let Some(stream) = core.tables.streams.get(id) else {
                     return;
                 };
-                let (service, state, finishing) =
-                    (usize::from(stream.service), stream.state, stream.finishing);
                 stream.ended = true;
-                if stream.holding {
+                if stream.holding && !stream.discarding {
                     core.held.entry(id.index).or_default().ended = true;
-                } else if state == State::Open && core.stop != Stop::Run && finishing {
-                    core.take_down(id, Close::Graceful, Closed::Stopping);
-                } else if state == State::Open {
-                    self.services[service].ended(core, id);
+                } else {
+                    self.peer_ended(id);
                 }
             }
             Event::Drained { stream: id } => {
@@ -709,6 +722,24 @@ impl Shard {
                 self.services[service].socket_error(core, id, errno);
             }
             Event::Received { .. } | Event::Datagram { .. } => unreachable!("handled by dispatch"),
+        }
+    }
+
+    /// The peer has ended, and all that it sent was given to the protocol.
+    fn peer_ended(&mut self, id: StreamId) {
+        let core = &mut self.core;
+        let Some(stream) = core.tables.streams.get(id) else {
+            return;
+        };
+        if stream.state != State::Open {
+            return;
+        }
+        if core.stop != Stop::Run && stream.finishing {
+            // Nothing is left for its protocol to do: what is queued goes, then it closes.
+            core.close(id, Closed::Stopping);
+        } else {
+            let service = usize::from(stream.service);
+            self.services[service].ended(core, id);
         }
     }
 
@@ -919,6 +950,8 @@ impl Shard {
         for service in &mut self.services {
             service.stopping(&mut self.core);
         }
+        // What a protocol has resumed just now it still gets.
+        self.deliver_held();
         let core = &mut self.core;
         let deadline = core
             .now
@@ -934,9 +967,16 @@ impl Shard {
             let id = core.tables.streams.id(index);
             let stream = core.tables.streams.at(index);
             match stream.state {
-                // The peer has ended: nothing can be lost by closing.
+                // The peer has ended, and its protocol knows or does not want to: nothing can be
+                // lost by closing.
                 State::Open if stream.ended => core.close(id, Closed::Stopping),
-                State::Open => core.finish(id),
+                State::Open => {
+                    let paused = stream.paused;
+                    core.finish(id);
+                    if paused {
+                        core.discard(id);
+                    }
+                }
                 State::Connecting => core.take_down(id, Close::Reset, Closed::Stopping),
                 _ => {}
             }

@@ -130,6 +130,8 @@ pub(crate) struct Stream {
     pub(crate) ended: bool,
     /// The shard holds data that arrived while it was paused.
     pub(crate) holding: bool,
+    /// The shard stops, and the stream was paused: what arrives is thrown away until its end.
+    pub(crate) discarding: bool,
     /// A send was refused by the shard's bound while its own queue was empty.
     pub(crate) waiting: bool,
     /// Last progress in either direction, in [`ACTIVITY_TICK`]s.
@@ -396,6 +398,7 @@ impl Stream {
             finishing: false,
             ended: false,
             holding: false,
+            discarding: false,
             waiting: false,
             active: 0,
             tag: 0,

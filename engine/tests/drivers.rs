@@ -56,6 +56,7 @@ on_each_driver! {
     large_transfers_share_few_buffers,
     a_graceful_stop_sends_what_is_queued,
     a_second_stop_ends_at_once,
+    a_paused_stream_does_not_hold_up_the_stop,
     idle_streams_are_closed,
     stalled_streams_are_closed,
     past_the_connection_limit_is_refused,
@@ -1069,6 +1070,27 @@ fn a_second_stop_ends_at_once(setting: &Setting) {
     // Cut off: by a reset, or by the end before all has come.
     let _ = client.read_to_end(&mut rest);
     assert!(rest.len() < 16 * MIB);
+}
+
+fn a_paused_stream_does_not_hold_up_the_stop(setting: &Setting) {
+    let limits = Limits {
+        drain_timeout: 10 * HANG,
+        ..Limits::default()
+    };
+    let rig = Rig::listening(setting, limits);
+    let mut client = rig.client();
+    rig.tell(Do::Pause);
+    rig.tell(Do::Ping);
+    rig.expect(&Seen::Pong);
+    // More than both kernels hold: the client comes to its end only when somebody reads.
+    let mut sender = client.try_clone().unwrap();
+    let sending = std::thread::spawn(move || sender.write_all(&pattern(32 * MIB, 6)));
+    rig.engine.stop();
+    assert_eq!(client.read(&mut [0]).unwrap(), 0, "the server ends first");
+    sending.join().unwrap().unwrap();
+    client.shutdown(Shutdown::Both).unwrap();
+    rig.expect(&Seen::Closed(Closed::Stopping, TAG));
+    stop(rig.engine);
 }
 
 fn idle_streams_are_closed(setting: &Setting) {
