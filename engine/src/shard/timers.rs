@@ -1,0 +1,105 @@
+//! Timers that have expired, of the protocols and of the engine itself: idle sweeps, the end of a
+//! pause in accepting, the deadline of a stop.
+
+use std::time::Duration;
+
+use super::Shard;
+use crate::Nanos;
+use crate::control::Stop;
+use crate::driver::Close;
+use crate::ids::ServiceId;
+use crate::protocol::Closed;
+use crate::stream::{ACTIVITY_TICK, State};
+use crate::time::from_duration;
+
+/// Table entries looked at in one sweep step.
+const SWEEP_STEP: u32 = 4096;
+
+/// Between two sweep steps.
+pub(super) const SWEEP_INTERVAL: Nanos = 100_000_000;
+
+/// The engine's own timers.
+pub(super) const ENGINE: ServiceId = ServiceId::MAX;
+pub(super) const RESUME_ACCEPT: u64 = 0;
+pub(super) const SWEEP: u64 = 1;
+pub(super) const DRAIN_DEADLINE: u64 = 2;
+
+impl Shard {
+    pub(super) fn fire_timers(&mut self) {
+        while let Some(expired) = self.core.timers.pop_expired(self.core.now) {
+            let (service, token) = expired.payload;
+            if service == ENGINE {
+                self.engine_timer(token);
+            } else {
+                self.core.tables.metrics.services[usize::from(service)]
+                    .timers
+                    .add(1);
+                self.services[usize::from(service)].timer(&mut self.core, token);
+            }
+        }
+    }
+
+    fn engine_timer(&mut self, token: u64) {
+        let core = &mut self.core;
+        match token {
+            RESUME_ACCEPT => {
+                core.accept_paused = false;
+                if core.stop == Stop::Run {
+                    core.driver.accept(&mut core.tables, true);
+                }
+            }
+            SWEEP => {
+                self.sweep();
+                let core = &mut self.core;
+                core.timers
+                    .insert(core.now + SWEEP_INTERVAL, (ENGINE, SWEEP));
+            }
+            DRAIN_DEADLINE => self.close_everything(),
+            _ => {}
+        }
+    }
+
+    /// Looks at the next part of the table for streams that are idle or stalled.
+    fn sweep(&mut self) {
+        let core = &mut self.core;
+        let ticks = |timeout: Option<Duration>| {
+            timeout.map(|timeout| {
+                u32::try_from(from_duration(timeout).div_ceil(ACTIVITY_TICK)).unwrap_or(u32::MAX)
+            })
+        };
+        let idle = ticks(core.tables.limits.idle_timeout);
+        let stall = ticks(core.tables.limits.write_stall_timeout);
+        let now = core.tables.active;
+        let (from, len) = (core.sweep_at, core.tables.streams.len());
+        core.sweep_at = if from + SWEEP_STEP >= len {
+            0
+        } else {
+            from + SWEEP_STEP
+        };
+        let overdue: Vec<_> = core
+            .tables
+            .streams
+            .live_in(from..from + SWEEP_STEP)
+            .filter_map(|(index, stream)| {
+                let stalled = stream.queue.as_ref().is_some_and(|queue| {
+                    stall.is_some_and(|stall| now.wrapping_sub(queue.progress) > stall)
+                });
+                let idle = idle.is_some_and(|idle| now.wrapping_sub(stream.active) > idle);
+                let due =
+                    matches!(stream.state, State::Open | State::Draining) && (stalled || idle);
+                due.then_some((
+                    index,
+                    if stalled {
+                        Closed::Stalled
+                    } else {
+                        Closed::Idle
+                    },
+                ))
+            })
+            .collect();
+        for (index, reason) in overdue {
+            let id = core.tables.streams.id(index);
+            core.take_down(id, Close::Reset, reason);
+        }
+    }
+}
