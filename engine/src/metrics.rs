@@ -5,8 +5,6 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
-use serde::Serialize;
-
 /// A number that only its shard changes.
 #[derive(Debug, Default)]
 pub struct Counter(AtomicU64);
@@ -32,14 +30,17 @@ impl Counter {
     }
 }
 
+/// Defines a struct of counters, all of one shard, and the struct of their values at one moment, with
+/// names, kinds and help for who shows them. The crate that uses it needs `serde`.
+#[macro_export]
 macro_rules! counters {
     ($(#[$doc:meta])* $live:ident, $(#[$snapdoc:meta])* $snapshot:ident { $($(#[doc = $help:literal])+ $name:ident: $kind:ident,)+ }) => {
         $(#[$doc])*
         #[derive(Debug, Default)]
-        pub struct $live { $($(#[doc = $help])+ pub $name: Counter,)+ }
+        pub struct $live { $($(#[doc = $help])+ pub $name: $crate::metrics::Counter,)+ }
 
         $(#[$snapdoc])*
-        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, Serialize)]
+        #[derive(Debug, Default, Clone, Copy, PartialEq, Eq, ::serde::Serialize)]
         pub struct $snapshot { $($(#[doc = $help])+ pub $name: u64,)+ }
 
         impl $live {

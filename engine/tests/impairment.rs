@@ -27,6 +27,7 @@ fn a_description_survives_json_and_nonsense_is_refused() {
             rate: Some(Rate {
                 bits_per_second: 0,
                 queue_bytes_max: 1,
+                ..Rate::default()
             }),
             ..Impairment::default()
         },

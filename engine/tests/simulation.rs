@@ -963,6 +963,7 @@ fn every_impairment_of_a_path_does_what_it_says() {
                     probability: 0.2,
                     gap: 2,
                     hold_us_max: 1000,
+                    ..Reordering::default()
                 },
                 ..Impairment::default()
             },
@@ -994,6 +995,7 @@ fn every_impairment_of_a_path_does_what_it_says() {
                 rate: Some(Rate {
                     bits_per_second: 200_000,
                     queue_bytes_max: 3000,
+                    ..Rate::default()
                 }),
                 ..Impairment::default()
             },

@@ -326,6 +326,7 @@ fn impairment(random: &mut Random) -> Impairment {
             probability: often(random, 0.2),
             gap: 1 + random.below(5) as u32,
             hold_us_max: 20_000,
+            ..Reordering::default()
         },
         corruption: Corruption {
             probability: often(random, 0.1),
@@ -334,10 +335,11 @@ fn impairment(random: &mut Random) -> Impairment {
         rate: random.happens(0.3).then(|| Rate {
             bits_per_second: 1_000_000 + random.below(100_000_000),
             queue_bytes_max: 50_000,
+            ..Rate::default()
         }),
         datagram_bytes_max: random
             .happens(0.2)
             .then(|| 500 + random.below(1000) as usize),
-        blackouts: Vec::new(),
+        ..Impairment::default()
     }
 }

@@ -212,12 +212,20 @@ impl Network {
             bytes: bytes.into(),
         };
         let link = &mut flow.links[backward];
+        let codel = self.impaired.codel.get();
         let before = link.next_expiry();
-        let outcome = link.offer(self.now, bytes.len(), packet, model, &mut self.departures);
+        let outcome = link.offer(
+            self.now,
+            (bytes.len(), ecn),
+            packet,
+            model,
+            &mut self.departures,
+            &self.impaired,
+        );
         let expiry = link.next_expiry().filter(|expiry| before != Some(*expiry));
         match outcome.dropped {
             Some(Dropped::Lost) => self.path.lost += 1,
-            Some(Dropped::QueueFull) => self.path.queue_full += 1,
+            Some(Dropped::QueueFull | Dropped::Red) => self.path.queue_full += 1,
             Some(Dropped::TooLong) => self.path.too_long += 1,
             Some(Dropped::Blackout) => self.path.blackout += 1,
             None => {
@@ -225,6 +233,7 @@ impl Network {
                 self.path.held += u64::from(outcome.held);
             }
         }
+        self.path.queue_full += self.impaired.codel.get() - codel;
         self.depart(key, backward);
         if let Some(expiry) = expiry {
             self.schedule(expiry, Happening::Expire(key));
@@ -246,8 +255,10 @@ impl Network {
                 at,
                 index,
                 corrupted,
+                ecn,
                 mut item,
             } = departure;
+            item.ecn = ecn;
             if corrupted {
                 let model = if backward == 0 {
                     &self.config.forward
@@ -274,7 +285,9 @@ impl Network {
             let Some(flow) = self.flows.get_mut(&key) else {
                 return;
             };
-            flow.links[backward].expire(now, &mut self.departures);
+            let codel = self.impaired.codel.get();
+            flow.links[backward].expire(now, &mut self.departures, &self.impaired);
+            self.path.queue_full += self.impaired.codel.get() - codel;
             let next = flow.links[backward].next_expiry();
             self.depart(key, backward);
             if let Some(next) = next {

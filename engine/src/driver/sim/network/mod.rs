@@ -24,7 +24,7 @@ use super::config::{FaultCounts, PathCounts, WorldConfig};
 use super::random::Random;
 use crate::Nanos;
 use crate::driver::Address;
-use crate::impairment::{Departure, mix};
+use crate::impairment::{Departure, ImpairmentCounters, mix};
 
 pub(super) type PortId = usize;
 pub(super) type HostId = usize;
@@ -121,6 +121,7 @@ pub(super) struct Network {
     next_socket: SimSocketId,
     flows: BTreeMap<FlowKey, Flow>,
     departures: Vec<Departure<Packet>>,
+    impaired: ImpairmentCounters,
 }
 
 fn error(errno: i32) -> io::Error {
@@ -151,6 +152,7 @@ impl Network {
             next_socket: 1,
             flows: BTreeMap::new(),
             departures: Vec::new(),
+            impaired: ImpairmentCounters::default(),
         }
     }
 
