@@ -9,3 +9,4 @@ pub mod echo;
 pub mod guard;
 pub mod interactive;
 pub mod load;
+pub mod nat;
