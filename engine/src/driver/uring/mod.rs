@@ -46,7 +46,7 @@ use crate::time::monotonic_now;
 use crate::{BufferMut, Limits, Nanos};
 
 pub use self::features::{Feature, Features, Unavailable};
-pub use self::slots::{rings_for, streams_per_ring};
+pub use self::slots::streams_per_ring;
 
 const STREAM_GROUP: u16 = 0;
 /// One stream receive buffer. Large enough for a deep pipeline of small messages in one receive.

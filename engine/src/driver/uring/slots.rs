@@ -32,7 +32,7 @@ pub fn streams_per_ring(files: usize, listens: bool) -> usize {
 /// How many rings hold `connections` streams under a limit of open files, which is also that of
 /// a ring's table. Without direct descriptors see [`Features::rings_for`].
 #[must_use]
-pub fn rings_for(connections: usize, files: usize, listens: bool) -> usize {
+fn rings_for(connections: usize, files: usize, listens: bool) -> usize {
     connections.div_ceil(streams_per_ring(files, listens))
 }
 
