@@ -38,14 +38,13 @@ pub fn place(args: &EngineArgs, connections: Option<usize>, listens: bool) -> Re
     let topology = Topology::read().context("cannot read the machine's CPUs")?;
     let files = ringmill_engine::sys::socket::raise_file_limit();
     let options = uring_options(args);
-    let rings = match args.driver {
-        DriverArg::Epoll => false,
-        DriverArg::Uring => true,
-        DriverArg::Auto => uring::probe(&options).is_ok(),
+    let features = match args.driver {
+        DriverArg::Epoll => None,
+        DriverArg::Auto | DriverArg::Uring => uring::probe(&options).ok(),
     };
     // Only rings hold more connections than the process may have files.
-    let rings_needed = match connections {
-        Some(connections) if rings => uring::rings_for(connections, files, listens),
+    let rings_needed = match (features, connections) {
+        (Some(features), Some(connections)) => features.rings_for(connections, files, listens),
         _ => 1,
     };
     let request = PlanRequest {
@@ -71,12 +70,9 @@ pub fn place(args: &EngineArgs, connections: Option<usize>, listens: bool) -> Re
         }
         _ => None,
     };
-    let connections_max = connections.unwrap_or_else(|| {
-        if rings {
-            shards * uring::streams_per_ring(files, listens)
-        } else {
-            files.saturating_sub(FILES_RESERVED).max(1)
-        }
+    let connections_max = connections.unwrap_or_else(|| match features {
+        Some(features) => features.streams_held(shards, files, listens),
+        None => files.saturating_sub(FILES_RESERVED).max(1),
     });
     Ok(Placement {
         topology: Arc::new(topology),

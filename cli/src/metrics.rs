@@ -26,9 +26,12 @@ use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, NoLabelSet, text};
 use prometheus_client::metrics::MetricType;
 use prometheus_client::registry::Registry;
+use ringmill_engine::impairment::ImpairmentSnapshot;
+use ringmill_engine::time::monotonic_now;
 use ringmill_engine::{ServiceSnapshot, ShardMetrics, ShardSnapshot};
 use ringmill_protocols::guard::{GuardSnapshot, Guards};
 use ringmill_protocols::load::{Published, Shared};
+use ringmill_protocols::nat::{DestinationInfo, Nat, NatSnapshot};
 use tokio::sync::{Semaphore, oneshot};
 
 use crate::exit::UsageError;
@@ -49,7 +52,7 @@ const FORMAT: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8
 const PLAIN: &str = "text/plain; charset=utf-8";
 
 /// What is shown.
-#[derive(Clone)]
+#[derive(Clone, Default)]
 pub struct Watched {
     /// Names of the services, in the order of their counters.
     pub services: Vec<String>,
@@ -61,6 +64,8 @@ pub struct Watched {
     pub guards: Vec<Option<Arc<Guards>>>,
     /// What a load run has measured so far.
     pub load: Option<Arc<[Arc<Shared>]>>,
+    /// A NAT.
+    pub nat: Option<Arc<Nat>>,
 }
 
 type Current = Arc<RwLock<Option<Watched>>>;
@@ -278,6 +283,9 @@ impl Collector for Shown {
         services(encoder, watched)?;
         shards(encoder, watched)?;
         guards(encoder, watched)?;
+        if let Some(watched) = &watched.nat {
+            nat(encoder, watched)?;
+        }
         match &watched.load {
             Some(shared) => load(encoder, shared),
             None => Ok(()),
@@ -374,6 +382,70 @@ fn guards(encoder: &mut DescriptorEncoder<'_>, watched: &Watched) -> fmt::Result
     Ok(())
 }
 
+/// A NAT: its own counters, what the impairment of each direction did, and each destination.
+fn nat(encoder: &mut DescriptorEncoder<'_>, nat: &Nat) -> fmt::Result {
+    let info = nat.info(monotonic_now());
+    for (&figure, value) in NatSnapshot::FIELDS.iter().zip(info.counters.values()) {
+        let (name, kind, help) = figure;
+        let name = format!("ringmill_nat_{name}");
+        family(encoder, (&name, kind, help), [(Vec::new(), value)])?;
+    }
+    let directions = [("forward", &info.forward), ("backward", &info.backward)];
+    let values = directions.map(|(direction, impaired)| (direction, impaired.values()));
+    for (index, (name, kind, help)) in ImpairmentSnapshot::FIELDS.iter().enumerate() {
+        let samples = values
+            .iter()
+            .map(|(direction, values)| (vec![("direction", *direction)], values[index]));
+        let name = format!("ringmill_nat_impairment_{name}");
+        family(encoder, (&name, kind, help), samples)?;
+    }
+    type Figure = (
+        &'static str,
+        &'static str,
+        &'static str,
+        fn(&DestinationInfo) -> u64,
+    );
+    const FIGURES: [Figure; 6] = [
+        (
+            "entries",
+            "gauge",
+            "Entries that use the destination.",
+            |next| next.totals.entries,
+        ),
+        (
+            "usable",
+            "gauge",
+            "1 while it is in use, 0 while it is silent.",
+            |next| u64::from(next.state.is_usable()),
+        ),
+        (
+            "forward_datagrams",
+            "counter",
+            "Datagrams sent to it.",
+            |next| next.totals.forward_datagrams,
+        ),
+        ("forward_bytes", "counter", "Bytes sent to it.", |next| {
+            next.totals.forward_bytes
+        }),
+        (
+            "backward_datagrams",
+            "counter",
+            "Datagrams passed back.",
+            |next| next.totals.backward_datagrams,
+        ),
+        ("backward_bytes", "counter", "Bytes passed back.", |next| {
+            next.totals.backward_bytes
+        }),
+    ];
+    for (name, kind, help, value) in FIGURES {
+        let listed = info.destinations.iter();
+        let samples = listed.map(|next| (vec![("destination", next.name.as_str())], value(next)));
+        let name = format!("ringmill_nat_destination_{name}");
+        family(encoder, (&name, kind, help), samples)?;
+    }
+    Ok(())
+}
+
 fn load(encoder: &mut DescriptorEncoder<'_>, shared: &[Arc<Shared>]) -> fmt::Result {
     let mut sum = Published::new();
     for shard in shared {
@@ -420,6 +492,7 @@ mod tests {
             driver: "uring".into(),
             guards: vec![Some(Arc::new(guards))],
             load: Some(Arc::new([Shared::new()])),
+            ..Watched::default()
         };
         let text = render(Some(watched)).unwrap();
         assert!(text.ends_with("# EOF\n"), "{text}");

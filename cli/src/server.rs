@@ -54,7 +54,7 @@ pub struct ConsoleArgs {
 
 impl ConsoleArgs {
     /// Programs that read events end a server by signal, and may leave its input to chance.
-    fn is_on(self, json: bool) -> bool {
+    pub(crate) fn is_on(self, json: bool) -> bool {
         !self.no_console && (self.console || (!json && console::input() != Input::Nobody))
     }
 }
@@ -194,7 +194,7 @@ impl Server<'_> {
                 shards: engine.metrics().to_vec(),
                 driver: engine.driver().to_string(),
                 guards: guards.clone(),
-                load: None,
+                ..Watched::default()
             });
         }
         Ok(Running { engine, guards })

@@ -435,8 +435,8 @@ impl Run<'_> {
                 services: self.engine.services().to_vec(),
                 shards: self.engine.metrics().to_vec(),
                 driver: self.engine.driver().to_string(),
-                guards: Vec::new(),
                 load: Some(Arc::clone(&self.shared)),
+                ..Watched::default()
             });
             progress.note(&format!("metrics at {}", metrics.url()));
         }

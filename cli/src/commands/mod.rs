@@ -10,6 +10,7 @@ pub mod demo;
 pub mod echo;
 pub mod generate;
 pub mod load;
+pub mod nat;
 pub mod run;
 pub mod serve;
 pub mod topology;
@@ -38,6 +39,7 @@ Examples:
   ringmill serve echo tcp://:7000 udp://:7000    serve on every core, for this machine only
   ringmill load echo tcp://:7000 -c 1000         load it from 1000 connections
   ringmill echo udp://:7000                      talk to it by hand
+  ringmill nat :5784 host:5684 --impair loss=1%  a bad network between clients and a server
   ringmill run server.toml --check               check a file of services
 
 Endpoints: ':7000' is this machine only (127.0.0.1 and ::1), '*:7000' every address, or an address
@@ -57,6 +59,10 @@ pub enum Command {
     Run(run::RunArgs),
     /// Load a server and report what it did.
     Load(load::LoadArgs),
+    /// Forward datagrams through a NAT that balances, loses, delays and rebinds as told.
+    Nat(nat::NatArgs),
+    /// The same with the command line of Californium's NAT.
+    CfNat(nat::cf::CfNatArgs),
     /// Talk to a server by hand: typed lines go out, answers are printed.
     Echo(echo::EchoArgs),
     /// Show the machine and where shards would run.
@@ -84,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Load(args) => load::run(&args),
+        Command::Nat(args) => nat::run(&args),
+        Command::CfNat(args) => nat::cf::run(&args),
         Command::Echo(args) => echo::run(&args),
         Command::Topology(args) => topology::run(&args),
         Command::Doctor { json } => return doctor(json),

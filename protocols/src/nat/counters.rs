@@ -58,8 +58,6 @@ counters! {
         dropped_held_full: counter,
         /// Datagrams held back whose entry ended before they left.
         dropped_entry_ended: counter,
-        /// Datagrams that the impairment dropped.
-        dropped_impaired: counter,
         /// Datagrams held back now.
         held_datagrams: gauge,
         /// Bytes held back now.
