@@ -231,12 +231,7 @@ impl<M: Send + 'static> Context<'_, M> {
                 .add(1);
             return Sent::Full;
         }
-        entry.queue_bytes += len;
-        entry.queue.push_back(transmit);
-        if !entry.dirty && !entry.blocked {
-            entry.dirty = true;
-            tables.sockets.dirty.push(socket.index);
-        }
+        tables.sockets.enqueue(socket.index, transmit);
         tables.streams.queued_bytes += len;
         Sent::Queued
     }

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::net::{IpAddr, SocketAddr};
 
 use crate::ids::{ServiceId, SocketId};
+use crate::sys::socket::UDP_PAYLOAD_MAX;
 use crate::{Buffer, Payload};
 
 /// Explicit congestion notification bits of the IP header (RFC 3168 §5).
@@ -90,6 +91,32 @@ impl Transmit {
     }
 }
 
+/// Transmits that one send gathers at most: the kernel copies the list of their places first.
+pub(crate) const GATHERED_MAX: usize = 64;
+
+/// How many transmits of a queue, from `at` on, can go as one send that is cut into datagrams of
+/// the first one's stride, at most `fits` of them: what goes the same way, and all full but the
+/// last. At least one.
+pub(crate) fn gathered(queue: &VecDeque<Transmit>, at: usize, fits: usize) -> usize {
+    let first = &queue[at];
+    let stride = usize::from(first.stride);
+    let (mut bytes, mut datagrams) = (first.data.len(), first.count());
+    let mut count = 1;
+    for next in queue.range(at + 1..).take(GATHERED_MAX - 1) {
+        let len = next.data.len();
+        (bytes, datagrams) = (bytes + len, datagrams + next.count());
+        // Full up to here, and the next one cut alike or the shorter end.
+        let fills = bytes > len && (bytes - len).is_multiple_of(stride);
+        let alike = next.stride == first.stride || next.count() == 1 && len < stride;
+        let same_way = (next.peer, next.source, next.ecn) == (first.peer, first.source, first.ecn);
+        if !(fills && alike && same_way && len > 0) || datagrams > fits || bytes > UDP_PAYLOAD_MAX {
+            break;
+        }
+        count += 1;
+    }
+    count
+}
+
 /// One datagram socket of a shard.
 #[derive(Debug)]
 pub(crate) struct Socket {
@@ -126,7 +153,12 @@ pub(crate) struct Sockets {
     pub(crate) dirty: Vec<u32>,
     /// Sockets to be told when the shard has room: none of their own bytes will drain first.
     pub(crate) waiting: Vec<SocketId>,
+    /// Memory of queues that ran empty, for the next that fill: an idle socket holds none.
+    spare_queues: Vec<VecDeque<Transmit>>,
 }
+
+/// Queues kept in reserve: about as many as sockets send in one turn.
+const SPARE_QUEUES_MAX: usize = 256;
 
 impl Sockets {
     pub(crate) fn live(&self) -> usize {
@@ -172,6 +204,34 @@ impl Sockets {
             SocketId {
                 index,
                 generation: 1,
+            }
+        }
+    }
+
+    /// Adds to a socket's queue.
+    #[inline]
+    pub(crate) fn enqueue(&mut self, index: u32, transmit: Transmit) {
+        let entry = &mut self.entries[index as usize];
+        if entry.queue.capacity() == 0
+            && let Some(spare) = self.spare_queues.pop()
+        {
+            entry.queue = spare;
+        }
+        entry.queue_bytes += transmit.data.len();
+        entry.queue.push_back(transmit);
+        if !entry.blocked {
+            self.mark_dirty(index);
+        }
+    }
+
+    /// Takes the memory of a queue that ran empty.
+    #[inline]
+    pub(crate) fn rest(&mut self, index: u32) {
+        let entry = &mut self.entries[index as usize];
+        if entry.queue.is_empty() {
+            let spare = std::mem::take(&mut entry.queue);
+            if self.spare_queues.len() < SPARE_QUEUES_MAX {
+                self.spare_queues.push(spare);
             }
         }
     }
@@ -236,5 +296,66 @@ mod tests {
         ] {
             assert_eq!(segments(len, stride), want, "{len} bytes by {stride}");
         }
+    }
+
+    #[test]
+    fn what_is_gathered_is_cut_into_the_same_datagrams() {
+        let to = |port: u16| Some(SocketAddr::from(([127, 0, 0, 1], port)));
+        let transmit = |port, stride, len| Transmit {
+            peer: to(port),
+            source: None,
+            ecn: 0,
+            stride,
+            data: Payload::Owned {
+                bytes: vec![0; len],
+                start: 0,
+            },
+        };
+        let one = |len: usize| transmit(1, len as u16, len);
+        for (name, queue, fits, want) in [
+            ("alone", vec![one(100)], 64, 1),
+            ("alike", vec![one(100), one(100), one(100)], 64, 3),
+            ("as many as fit", vec![one(100), one(100), one(100)], 2, 2),
+            (
+                "a shorter one ends",
+                vec![one(100), one(99), one(99)],
+                64,
+                2,
+            ),
+            (
+                "a longer one does not follow",
+                vec![one(100), one(101)],
+                64,
+                1,
+            ),
+            ("an empty one does not", vec![one(100), one(0)], 64, 1),
+            ("nothing follows an empty one", vec![one(0), one(0)], 64, 1),
+            ("another way", vec![one(100), transmit(2, 100, 100)], 64, 1),
+            (
+                "coalesced ones",
+                vec![transmit(1, 10, 30), transmit(1, 10, 25), one(10)],
+                64,
+                2,
+            ),
+            (
+                "of another cut",
+                vec![transmit(1, 10, 30), transmit(1, 15, 30)],
+                64,
+                1,
+            ),
+            (
+                "no more than one send holds",
+                vec![one(30_000), one(30_000), one(30_000)],
+                64,
+                2,
+            ),
+            ("no gathering", vec![one(100), one(100)], 1, 1),
+        ] {
+            assert_eq!(gathered(&queue.into(), 0, fits), want, "{name}");
+        }
+        let marked = Transmit { ecn: 3, ..one(9) };
+        assert_eq!(gathered(&vec![one(9), one(9), marked].into(), 1, 64), 1);
+        let many: VecDeque<_> = (0..100).map(|_| one(9)).collect();
+        assert_eq!(gathered(&many, 0, 128), GATHERED_MAX);
     }
 }

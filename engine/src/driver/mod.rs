@@ -252,6 +252,7 @@ impl Tables {
             socket.dirty = false;
             if socket.open && !socket.blocked {
                 send(self, index);
+                self.sockets.rest(index);
             }
         }
         debug_assert!(self.sockets.dirty.is_empty(), "a send queues nothing");

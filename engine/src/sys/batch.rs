@@ -209,7 +209,7 @@ fn datagram(peer: SocketAddr, control: message::Received, data: Buffer) -> Datag
 }
 
 /// One message of a send.
-pub(crate) struct Outgoing<'a> {
+pub(crate) struct Outgoing<P> {
     /// The receiver; `None` on a connected socket.
     pub(crate) peer: Option<SocketAddr>,
     /// The address to send from, when it must be a certain one.
@@ -218,9 +218,12 @@ pub(crate) struct Outgoing<'a> {
     pub(crate) ecn: Ecn,
     /// Where the kernel cuts the bytes into datagrams (GSO); `None` for one datagram.
     pub(crate) segment: Option<u16>,
-    /// The bytes.
-    pub(crate) bytes: &'a [u8],
+    /// The bytes, in pieces that follow each other.
+    pub(crate) pieces: P,
 }
+
+/// Pieces of all messages of one send.
+pub(crate) const SEND_PIECES_MAX: usize = 4 * SEND_BATCH;
 
 /// Sends batches of datagrams.
 pub(crate) struct SendBatch {
@@ -234,29 +237,36 @@ impl SendBatch {
     pub(crate) fn new() -> Self {
         Self {
             headers: vec![empty_header(); SEND_BATCH].into(),
-            vectors: vec![empty_vector(); SEND_BATCH].into(),
+            vectors: vec![empty_vector(); SEND_PIECES_MAX].into(),
             names: vec![Name::new(); SEND_BATCH].into(),
             controls: vec![Control::new(); SEND_BATCH].into(),
         }
     }
 
-    /// Sends the first [`SEND_BATCH`] of `messages` at most. Returns how many went; an error is
-    /// that of the first.
-    pub(crate) fn send<'a>(
+    /// Sends the first [`SEND_BATCH`] of `messages` at most, which have at most
+    /// [`SEND_PIECES_MAX`] pieces. Returns how many went; an error is that of the first.
+    ///
+    /// # Panics
+    /// When there are more pieces.
+    pub(crate) fn send<'a, P: Iterator<Item = &'a [u8]>>(
         &mut self,
         fd: RawFd,
         ipv6: bool,
-        messages: impl Iterator<Item = Outgoing<'a>>,
+        messages: impl Iterator<Item = Outgoing<P>>,
     ) -> Result<usize, i32> {
-        let mut count = 0;
+        let (mut count, mut used) = (0, 0);
         for (slot, message) in messages.take(SEND_BATCH).enumerate() {
-            self.vectors[slot] = libc::iovec {
-                iov_base: message.bytes.as_ptr().cast_mut().cast(),
-                iov_len: message.bytes.len(),
-            };
+            let first = used;
+            for bytes in message.pieces {
+                self.vectors[used] = libc::iovec {
+                    iov_base: bytes.as_ptr().cast_mut().cast(),
+                    iov_len: bytes.len(),
+                };
+                used += 1;
+            }
             let header = &mut self.headers[slot].msg_hdr;
-            header.msg_iov = &raw mut self.vectors[slot];
-            header.msg_iovlen = 1;
+            header.msg_iov = self.vectors[first..used].as_mut_ptr();
+            header.msg_iovlen = used - first;
             (header.msg_name, header.msg_namelen) = match message.peer {
                 Some(peer) => {
                     self.names[slot].set(peer, ipv6);
@@ -315,7 +325,7 @@ mod tests {
             source: None,
             ecn: 0,
             segment: None,
-            bytes,
+            pieces: std::iter::once(&bytes[..]),
         });
         assert_eq!(
             SendBatch::new().send(sender.as_raw_fd(), false, messages),

@@ -7,10 +7,10 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::Epoll;
 use super::interest::{EDGE, ERR, HUP, IN, Kind, OUT, bit, word};
 use super::streams::keep;
-use crate::datagram::{Transmit, segments};
+use crate::datagram::{Transmit, gathered, segments};
 use crate::driver::{Event, Tables, segments_that_fit};
 use crate::ids::{ServiceId, SocketId};
-use crate::sys::batch::{Outgoing, ReceiveBatch, SEND_BATCH, SendBatch};
+use crate::sys::batch::{Outgoing, ReceiveBatch, SEND_BATCH, SEND_PIECES_MAX, SendBatch};
 use crate::sys::socket;
 
 /// Batches taken from one datagram socket before the others have their turn.
@@ -23,9 +23,10 @@ pub(super) struct Datagrams {
     parts: Vec<Part>,
 }
 
-/// One message of a send: a part of a transmit at a position of the queue.
+/// One message of a send: several whole transmits from a position of the queue on, or a part of one.
 struct Part {
     transmit: usize,
+    gathered: usize,
     start: usize,
     len: usize,
     datagrams: usize,
@@ -155,12 +156,17 @@ impl Epoll {
             let queue = &socket.queue;
             let messages = datagrams.parts.iter().map(|part| {
                 let transmit = &queue[part.transmit];
+                let all = queue.range(part.transmit..part.transmit + part.gathered);
+                let pieces = all.map(|transmit| match part.gathered {
+                    1 => &transmit.data.bytes()[part.start..part.start + part.len],
+                    _ => transmit.data.bytes(),
+                });
                 Outgoing {
                     peer: transmit.peer,
                     source: transmit.source,
                     ecn: transmit.ecn,
                     segment: (part.datagrams > 1).then_some(transmit.stride),
-                    bytes: &transmit.data.bytes()[part.start..part.start + part.len],
+                    pieces,
                 }
             });
             match datagrams.send.send(socket.slot, socket.ipv6, messages) {
@@ -191,23 +197,42 @@ impl Epoll {
         let parts = &mut datagrams.parts;
         parts.clear();
         let socket = tables.sockets.at(index);
-        'queue: for (transmit, data) in socket.queue.iter().enumerate() {
+        let (mut transmit, mut pieces) = (0, 0);
+        'queue: while let Some(data) = socket.queue.get(transmit) {
             let (len, stride) = (data.data.len(), usize::from(data.stride).max(1));
-            let step = stride
-                * if socket.no_gso {
-                    1
-                } else {
-                    segments_that_fit(stride, socket::gso_segments_max())
-                };
+            let at_once = match socket.no_gso {
+                true => 1,
+                false => segments_that_fit(stride, socket::gso_segments_max()),
+            };
+            let gathered = gathered(&socket.queue, transmit, at_once);
+            if gathered > 1 {
+                pieces += gathered;
+                if parts.len() == SEND_BATCH || pieces > SEND_PIECES_MAX {
+                    break;
+                }
+                let all = socket.queue.range(transmit..transmit + gathered);
+                parts.push(Part {
+                    transmit,
+                    gathered,
+                    start: 0,
+                    len: all.clone().map(|transmit| transmit.data.len()).sum(),
+                    datagrams: all.map(Transmit::count).sum(),
+                });
+                transmit += gathered;
+                continue;
+            }
+            let step = stride * at_once;
             let mut start = 0;
             loop {
-                if parts.len() == SEND_BATCH {
+                pieces += 1;
+                if parts.len() == SEND_BATCH || pieces > SEND_PIECES_MAX {
                     break 'queue;
                 }
                 let len_of_part = step.min(len - start);
                 let datagrams = segments(len_of_part, data.stride);
                 parts.push(Part {
                     transmit,
+                    gathered: 1,
                     start,
                     len: len_of_part,
                     datagrams,
@@ -217,6 +242,7 @@ impl Epoll {
                     break;
                 }
             }
+            transmit += 1;
         }
     }
 
@@ -235,10 +261,10 @@ impl Epoll {
         for part in &datagrams.parts[..count] {
             let queue = &mut tables.sockets.at(index).queue;
             let front = queue.front_mut().expect("the plan was made from the queue");
-            if front.data.len() == part.len {
-                queue.pop_front();
-            } else {
+            if part.gathered == 1 && front.data.len() > part.len {
                 front.data.advance(part.len);
+            } else {
+                queue.drain(..part.gathered);
             }
             tables.transmit_done(index, part.datagrams, part.len, sent);
             tables.socket_room(index, part.len, events);

@@ -11,10 +11,11 @@ use super::Uring;
 use super::requests::{Op, bit, slot_flags, tag};
 use super::ring::BufferRing;
 use super::turn::{Starved, WithoutData, without_data};
-use crate::datagram::{Transmit, segments};
-use crate::driver::{Driver, Event, Tables};
+use crate::datagram::{GATHERED_MAX, Transmit, gathered, segments};
+use crate::driver::{Event, Tables, segments_that_fit};
 use crate::ids::{ServiceId, SocketId};
 use crate::sys::message::{self, Control, Name};
+use crate::sys::socket;
 use crate::{Datagram, Payload};
 
 const DATAGRAM_GROUP: u16 = 1;
@@ -26,19 +27,25 @@ const DATAGRAM_BUFFER_LEN: usize = 64 * 1024 + 256;
 pub(super) struct TriedMessage {
     pub(super) index: u32,
     pub(super) datagrams: usize,
-    /// Which transmit of `transmits`, and the part of it.
+    /// Which transmits of `transmits`: several whole ones, or the part of one that follows.
     pub(super) transmit: usize,
+    pub(super) gathered: usize,
     pub(super) start: usize,
     pub(super) len: usize,
     pub(super) segmented: bool,
     pub(super) result: i32,
 }
 
+/// A place in memory that is not set yet.
+const EMPTY_VECTOR: libc::iovec = libc::iovec {
+    iov_base: std::ptr::null_mut(),
+    iov_len: 0,
+};
+
 /// Memory that the kernel reads while it takes a datagram send.
 #[derive(Clone)]
 pub(super) struct MessageMemory {
     pub(super) header: libc::msghdr,
-    pub(super) vector: libc::iovec,
     pub(super) name: Name,
     pub(super) control: Control,
 }
@@ -57,14 +64,12 @@ impl Uring {
             let memory = MessageMemory {
                 // SAFETY: an all-zero msghdr is a valid one.
                 header: unsafe { std::mem::zeroed() },
-                vector: libc::iovec {
-                    iov_base: std::ptr::null_mut(),
-                    iov_len: 0,
-                },
                 name: Name::new(),
                 control: Control::new(),
             };
-            self.message_memory = vec![memory; self.ring.submission_capacity()].into();
+            let capacity = self.ring.submission_capacity();
+            self.message_memory = vec![memory; capacity].into();
+            self.message_vectors = vec![EMPTY_VECTOR; capacity.max(GATHERED_MAX)].into();
         }
         Ok(())
     }
@@ -186,59 +191,81 @@ impl Uring {
     /// Tries the whole queue of a socket.
     pub(super) fn flush_socket(&mut self, tables: &mut Tables, index: u32) {
         self.outcome_awaited |= tables.sockets.at(index).was_full;
-        while let Some(transmit) = tables.sockets.at(index).queue.pop_front() {
-            self.try_transmit(tables, index, transmit);
+        loop {
+            let socket = tables.sockets.at(index);
+            let Some(first) = socket.queue.front() else {
+                return;
+            };
+            let at_once = match socket.no_gso {
+                true => 1,
+                false => segments_that_fit(usize::from(first.stride), socket::gso_segments_max()),
+            };
+            let gathered = gathered(&socket.queue, 0, at_once);
+            let at = self.transmits.len();
+            self.transmits.extend(socket.queue.drain(..gathered));
+            if gathered == 1 {
+                self.try_transmit(tables, index, at, at_once);
+            } else {
+                let all = &self.transmits[at..];
+                let len = all.iter().map(|transmit| transmit.data.len()).sum();
+                let datagrams = all.iter().map(Transmit::count).sum();
+                self.try_message(tables, index, (at, gathered), (0, len), datagrams);
+            }
         }
     }
 
-    /// Hands one transmit to the kernel: as one GSO send, or datagram by datagram.
-    fn try_transmit(&mut self, tables: &mut Tables, index: u32, transmit: Transmit) {
-        let no_gso = tables.sockets.at(index).no_gso;
+    /// Hands one transmit to the kernel: as one GSO send, or as several of `at_once` datagrams.
+    fn try_transmit(&mut self, tables: &mut Tables, index: u32, at: usize, at_once: usize) {
+        let transmit = &self.transmits[at];
         let (len, stride) = (transmit.data.len(), transmit.stride);
-        let at = self.transmits.len();
         let whole = segments(len, stride);
-        let at_once = if no_gso {
-            1
-        } else {
-            self.segments_max(usize::from(stride))
-        };
-        self.transmits.push(transmit);
         if whole <= at_once {
-            self.try_message(tables, index, at, 0, len, whole);
+            self.try_message(tables, index, (at, 1), (0, len), whole);
             return;
         }
         let step = usize::from(stride).max(1) * at_once;
         let mut start = 0;
         while start < len {
             let part = step.min(len - start);
-            self.try_message(tables, index, at, start, part, segments(part, stride));
+            let count = segments(part, stride);
+            self.try_message(tables, index, (at, 1), (start, part), count);
             start += part;
         }
     }
 
+    /// Hands `gathered` transmits from `at` on to the kernel as one send, or a part of one.
     fn try_message(
         &mut self,
         tables: &mut Tables,
         index: u32,
-        at: usize,
-        start: usize,
-        len: usize,
+        (at, gathered): (usize, usize),
+        (start, len): (usize, usize),
         count: usize,
     ) {
-        if self.message_memory_used == self.message_memory.len() || self.ring.is_full() {
+        if self.message_memory_used == self.message_memory.len()
+            || self.message_vectors_used + gathered > self.message_vectors.len()
+            || self.ring.is_full()
+        {
             self.submit_tried();
         }
         let socket = tables.sockets.at(index);
         let transmit = &self.transmits[at];
         let memory = &mut self.message_memory[self.message_memory_used];
         self.message_memory_used += 1;
-        let bytes = &transmit.data.bytes()[start..start + len];
-        memory.vector = libc::iovec {
-            iov_base: bytes.as_ptr().cast_mut().cast(),
-            iov_len: len,
-        };
-        memory.header.msg_iov = &raw mut memory.vector;
-        memory.header.msg_iovlen = 1;
+        let used = self.message_vectors_used;
+        let vectors = &mut self.message_vectors[used..used + gathered];
+        self.message_vectors_used += gathered;
+        for (vector, transmit) in vectors.iter_mut().zip(&self.transmits[at..]) {
+            let bytes = transmit.data.bytes();
+            let bytes = match gathered {
+                1 => &bytes[start..start + len],
+                _ => bytes,
+            };
+            vector.iov_base = bytes.as_ptr().cast_mut().cast();
+            vector.iov_len = bytes.len();
+        }
+        memory.header.msg_iov = vectors.as_mut_ptr();
+        memory.header.msg_iovlen = gathered;
         match transmit.peer {
             Some(peer) => {
                 memory.name.set(peer, socket.ipv6);
@@ -271,13 +298,15 @@ impl Uring {
             .flags(slot_flags(socket.driver) | squeue::Flags::SKIP_SUCCESS)
             .user_data(tag(Op::SendMessage, 0, self.tried_messages.len() as u32));
         // SAFETY: MSG_DONTWAIT makes the kernel finish with the header, the name, the control
-        // messages and the bytes within the submission; they stay in place until `settle_messages`
-        // (the arena is reused only after a submit, the transmits are kept, their bytes never move).
+        // messages, the vectors and the bytes within the submission; they stay in place until
+        // `settle_messages` (the arenas are boxed and reused only after a submit, the transmits
+        // are kept, their bytes never move).
         unsafe { self.push(&entry) };
         self.tried_messages.push(TriedMessage {
             index,
             datagrams: count,
             transmit: at,
+            gathered,
             start,
             len,
             segmented,
@@ -314,7 +343,8 @@ impl Uring {
                 }
             };
             if retry {
-                again.push((tried.index, self.untried(&tried)));
+                let untried = self.untried(&tried);
+                again.extend(untried.map(|transmit| (tried.index, transmit)));
                 let socket = tables.sockets.at(tried.index);
                 if errno == libc::EAGAIN && !socket.blocked {
                     socket.blocked = true;
@@ -335,18 +365,20 @@ impl Uring {
         }
     }
 
-    /// The part of a transmit that the kernel did not take, holding no receive buffer.
-    fn untried(&self, tried: &TriedMessage) -> Transmit {
-        let transmit = &self.transmits[tried.transmit];
-        let bytes = transmit.data.bytes();
-        if tried.len == bytes.len() {
-            return transmit.clone().unpinned();
-        }
-        let data = Payload::from(bytes[tried.start..tried.start + tried.len].to_vec());
-        Transmit {
-            data,
-            ..transmit.clone()
-        }
+    /// What the kernel did not take of one send, holding no receive buffer.
+    fn untried(&self, tried: &TriedMessage) -> impl Iterator<Item = Transmit> {
+        let all = &self.transmits[tried.transmit..tried.transmit + tried.gathered];
+        let (start, len, whole) = (tried.start, tried.len, tried.gathered > 1);
+        all.iter().map(move |transmit| {
+            let bytes = transmit.data.bytes();
+            if whole || len == bytes.len() {
+                return transmit.clone().unpinned();
+            }
+            Transmit {
+                data: Payload::from(bytes[start..start + len].to_vec()),
+                ..transmit.clone()
+            }
+        })
     }
 
     fn arm_writable(&mut self, tables: &mut Tables, index: u32) {

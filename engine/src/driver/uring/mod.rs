@@ -115,6 +115,8 @@ pub(crate) struct Uring {
     transmits: Vec<Transmit>,
     message_memory: Box<[MessageMemory]>,
     message_memory_used: usize,
+    message_vectors: Box<[libc::iovec]>,
+    message_vectors_used: usize,
     /// Headers of stream sends with several pieces.
     headers: Box<[libc::msghdr]>,
     headers_used: usize,
@@ -196,6 +198,8 @@ impl Uring {
             transmits: Vec::new(),
             message_memory: Box::new([]),
             message_memory_used: 0,
+            message_vectors: Box::new([]),
+            message_vectors_used: 0,
             // SAFETY: as above.
             headers: vec![unsafe { std::mem::zeroed() }; submissions].into(),
             headers_used: 0,

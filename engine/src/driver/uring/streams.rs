@@ -200,6 +200,7 @@ impl Uring {
     pub(super) fn settle_tried(&mut self, tables: &mut Tables, events: &mut Vec<Event>) {
         self.headers_used = 0;
         self.message_memory_used = 0;
+        self.message_vectors_used = 0;
         let mut tried = std::mem::take(&mut self.tried);
         for Tried { index, bytes } in tried.drain(..) {
             if self.failed.is_empty() {

@@ -60,6 +60,7 @@ impl Uring {
         }
         self.headers_used = 0;
         self.message_memory_used = 0;
+        self.message_vectors_used = 0;
     }
 
     pub(super) fn arm_eventfd(&mut self) {
