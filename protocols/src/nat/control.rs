@@ -18,6 +18,7 @@ use super::counters::{NatCounters, NatSnapshot};
 use super::destination::{Destination, DestinationTotals, State};
 use super::forwarder::Forwarder;
 use super::settings::{DESTINATIONS_MAX, Settings};
+use super::tap::Tap;
 
 /// Events that wait for who watches; more are counted and lost.
 const EVENTS_MAX: usize = 4096;
@@ -39,6 +40,7 @@ pub(crate) struct Shared {
     /// Time zero of the scenario.
     pub(crate) began: OnceLock<Nanos>,
     pub(crate) shards: Box<[ShardShared]>,
+    pub(crate) tap: Option<Arc<dyn Tap>>,
     pub(crate) destinations: RwLock<Vec<Arc<Destination>>>,
     events: SyncSender<Event>,
     events_lost: AtomicU64,
@@ -179,6 +181,12 @@ impl Nat {
     /// A NAT for an engine of so many shards; nothing runs before its [service](Self::service) does.
     #[must_use]
     pub fn new(settings: Settings, shards: u16) -> Self {
+        Self::with_tap(settings, shards, None)
+    }
+
+    /// The same, with copies of all that comes in and goes out for a tap.
+    #[must_use]
+    pub fn with_tap(settings: Settings, shards: u16, tap: Option<Arc<dyn Tap>>) -> Self {
         let named = settings.destinations.iter();
         let destinations = named
             .map(|(name, address)| Arc::new(Destination::new(name, *address, shards)))
@@ -194,6 +202,7 @@ impl Nat {
             destinations: RwLock::new(destinations),
             events,
             events_lost: AtomicU64::new(0),
+            tap,
             seed: settings.seed,
             settings,
         };

@@ -6,7 +6,7 @@
 //! client or its destination.
 
 use std::collections::VecDeque;
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 use std::sync::mpsc::Sender;
@@ -26,6 +26,7 @@ use super::health;
 use super::outlets::{Outlet, Outlets};
 use super::path::{Path, Ready};
 use super::settings::{Balancing, FlowNumbers, Settings, WhenFull, flow_number};
+use super::tap::Seen;
 
 /// Tags of listening sockets have this bit; those of entries are the entry's place.
 const LISTENS: u64 = 1 << 63;
@@ -115,6 +116,9 @@ impl Forwarder {
         datagram: Datagram,
     ) {
         let count = datagram.count();
+        if self.shared.tap.is_some() {
+            self.tap_received(ctx, listener, &datagram);
+        }
         let counters = self.counters();
         counters.forward_received_datagrams.add(count as u64);
         counters
@@ -376,6 +380,9 @@ impl Forwarder {
     ) {
         let count = datagram.count();
         let now = ctx.now();
+        if self.shared.tap.is_some() {
+            self.tap_received(ctx, socket, &datagram);
+        }
         let counters = self.counters();
         counters.backward_received_datagrams.add(count as u64);
         counters
@@ -500,6 +507,18 @@ impl Forwarder {
             Direction::Forward => (entry.socket, entry.destination.address, None),
             Direction::Backward => (entry.listener, entry.client, entry.asked),
         };
+        if let Some(tap) = &self.shared.tap {
+            let local = ctx.local_address(socket);
+            for payload in pieces(&data, stride) {
+                tap.take(Seen {
+                    at: now,
+                    source: with_ip(local, source, peer),
+                    destination: peer,
+                    ecn,
+                    payload,
+                });
+            }
+        }
         let transmit = Transmit {
             peer: Some(peer),
             source,
@@ -524,6 +543,22 @@ impl Forwarder {
                 counters.backward_sent_bytes.add(bytes as u64);
                 traffic.returned(datagrams, bytes);
             }
+        }
+    }
+
+    /// Gives the tap what came in.
+    #[cold]
+    fn tap_received(&self, ctx: &mut Context<'_, Message>, socket: SocketId, datagram: &Datagram) {
+        let Some(tap) = &self.shared.tap else { return };
+        let local = ctx.local_address(socket);
+        for payload in datagram.iter() {
+            tap.take(Seen {
+                at: ctx.now(),
+                source: datagram.peer,
+                destination: with_ip(local, datagram.local, datagram.peer),
+                ecn: datagram.ecn,
+                payload,
+            });
         }
     }
 
@@ -668,6 +703,24 @@ impl Forwarder {
         }
         false
     }
+}
+
+/// One of our addresses with the IP address that is known of it; unspecified, of the version of the
+/// other end, when nothing is.
+fn with_ip(local: Option<SocketAddr>, ip: Option<IpAddr>, other: SocketAddr) -> SocketAddr {
+    let unspecified = match other.is_ipv6() {
+        true => IpAddr::V6(Ipv6Addr::UNSPECIFIED),
+        false => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+    };
+    let local = local.unwrap_or(SocketAddr::new(unspecified, 0));
+    SocketAddr::new(ip.unwrap_or(local.ip()), local.port())
+}
+
+/// The datagrams in coalesced bytes; one when there are none.
+fn pieces(data: &[u8], stride: u16) -> impl Iterator<Item = &[u8]> {
+    let stride = usize::from(stride).max(1);
+    (0..segments(data.len(), stride as u16))
+        .map(move |n| &data[n * stride..((n + 1) * stride).min(data.len())])
 }
 
 fn release(destination: &Destination, shard: ShardId) {

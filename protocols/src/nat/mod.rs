@@ -16,6 +16,7 @@ mod health;
 mod outlets;
 mod path;
 mod settings;
+mod tap;
 
 pub use control::{Command, ControlError, DestinationInfo, Done, Event, Info, Message, Nat};
 pub use counters::{NatCounters, NatSnapshot};
@@ -24,3 +25,4 @@ pub use filter::is_dtls;
 pub use forwarder::Forwarder;
 pub use outlets::PortReuse;
 pub use settings::{Balancing, DESTINATIONS_MAX, FlowNumbers, Settings, WhenFull, flow_number};
+pub use tap::{Seen, Tap};

@@ -31,10 +31,12 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Outcome> {
         (32, 1, 1),
         (32, 100, 1),
         (32, 1, 64),
+        (32, 1, 256),
         (32, 100, 64),
         (1222, 1, 1),
         (1222, 100, 1),
         (1222, 1, 64),
+        (1222, 1, 256),
         (1222, 100, 64),
     ] {
         let title = format!("{size} B, {flows} flows × depth {depth}");

@@ -253,6 +253,7 @@ pub fn run(args: &CfNatArgs) -> Result<Exit> {
             no_console: false,
         },
         control: None,
+        pcap: None,
         engine: EngineArgs::default(),
     }
     .run()

@@ -33,10 +33,12 @@ use crate::signals::EndRequests;
 use crate::units::{parse_duration, parse_size};
 
 pub mod cf;
+pub mod pcap;
 pub mod socket;
 pub mod spec;
 pub mod steer;
 
+use pcap::{Capture, Captured};
 use socket::ControlSocket;
 
 /// Between two log lines of the same kind.
@@ -188,6 +190,10 @@ pub struct NatArgs {
     /// Take commands at this Unix socket and answer with JSON.
     #[arg(long, value_name = "unix:PATH", value_parser = parse_control)]
     pub control: Option<PathBuf>,
+
+    /// Write what comes in and goes out to this file, for network analysers.
+    #[arg(long, value_name = "FILE")]
+    pub pcap: Option<PathBuf>,
 
     /// Print events as NDJSON: listening, interval (each second), nat, stopped. No console then.
     #[arg(long)]
@@ -362,6 +368,7 @@ pub fn run(args: &NatArgs) -> Result<Exit> {
         json: args.json,
         console: args.console,
         control: args.control.clone(),
+        pcap: args.pcap.clone(),
         engine: args.engine.clone(),
     }
     .run()
@@ -374,6 +381,7 @@ struct Nating {
     json: bool,
     console: ConsoleArgs,
     control: Option<PathBuf>,
+    pcap: Option<PathBuf>,
     engine: EngineArgs,
 }
 
@@ -384,7 +392,14 @@ impl Nating {
         let placement = self.place()?;
         self.check_sources()?;
         let shards = placement.plan.shards.len() as u16;
-        let nat = Arc::new(Nat::new(self.settings.clone(), shards));
+        let capture = match &self.pcap {
+            Some(path) => Some(
+                Capture::start(path).with_context(|| format!("cannot write {}", path.display()))?,
+            ),
+            None => None,
+        };
+        let tap = capture.as_ref().map(Capture::tap);
+        let nat = Arc::new(Nat::with_tap(self.settings.clone(), shards, tap));
         let mut service = nat.service("nat");
         for listen in &self.listens {
             service = launch::listen(service, &listen.endpoint)?;
@@ -439,7 +454,18 @@ impl Nating {
             log: Log::default(),
             _socket: socket,
         };
-        running.watch()
+        let exit = running.watch()?;
+        if let Some(capture) = capture {
+            let Captured { written, lost } =
+                capture.finish().context("the capture is not whole")?;
+            let event = json!({ "type": "pcap", "written": written, "lost": lost });
+            say(
+                self.json,
+                &event,
+                format_args!("{written} datagrams captured, {lost} left out"),
+            );
+        }
+        Ok(exit)
     }
 
     /// Plans the shards: as many rings as the entries need, and a single one where all flows meet.
