@@ -87,18 +87,21 @@ struct Moment {
     load: CpuTime,
 }
 
-/// Runs the load against the server; figures, noise and the load's report.
+/// Runs the load against the server; figures, noise and the load's report. Processes `beside` them
+/// are no noise.
 ///
 /// # Errors
 /// Either of them fails, the load reports no figures, or an echo was wrong.
 pub(crate) fn run_load(
     setup: &Setup,
     server: &Running,
+    beside: &[u32],
     load: &Line,
     seconds: f64,
 ) -> anyhow::Result<Run> {
     let running = Running::start(load, setup.load_cpu)?;
-    let own = [server.pid(), running.pid()];
+    let mut own = vec![server.pid(), running.pid()];
+    own.extend(beside);
     let deadline =
         Instant::now() + Duration::from_secs_f64(setup.warmup_seconds() + seconds) + LOAD_GRACE;
     let moment = || -> anyhow::Result<Moment> {
@@ -223,9 +226,22 @@ impl<'a> TimedWindow<'a> {
         server: &'a Running,
         load: &Running,
     ) -> anyhow::Result<Self> {
+        Self::beside(setup, server, &[load.pid()])
+    }
+
+    /// The same with several processes beside the server that are no noise.
+    ///
+    /// # Errors
+    /// The server is gone.
+    pub(crate) fn beside(
+        setup: &Setup,
+        server: &'a Running,
+        beside: &[u32],
+    ) -> anyhow::Result<Self> {
+        let own: Vec<u32> = beside.iter().copied().chain([server.pid()]).collect();
         Ok(TimedWindow {
             server,
-            gauge: NoiseGauge::start(setup.cpus(), &[server.pid(), load.pid()]),
+            gauge: NoiseGauge::start(setup.cpus(), &own),
             start: Instant::now(),
             before: cpu_time(server.pid())?,
         })

@@ -9,6 +9,9 @@ use crate::setup::Setup;
 mod cross_shard;
 mod idle_memory;
 mod latency_busy_poll;
+mod nat_delay;
+mod nat_entries;
+mod nat_forward;
 mod tcp_echo;
 mod udp_echo;
 mod udp_oneway;
@@ -22,7 +25,7 @@ pub(crate) type Scenario = (
 );
 
 /// Every scenario, in the order of a whole run.
-pub(crate) const ALL: [Scenario; 7] = [
+pub(crate) const ALL: [Scenario; 10] = [
     (
         "tcp-echo",
         "32-byte echo over TCP against four runtimes",
@@ -52,6 +55,17 @@ pub(crate) const ALL: [Scenario; 7] = [
         "cross-shard",
         "a message between two shards",
         cross_shard::run,
+    ),
+    (
+        "nat-forward",
+        "datagrams through a NAT against two relays",
+        nat_forward::run,
+    ),
+    ("nat-delay", "how exactly a NAT delays", nat_delay::run),
+    (
+        "nat-entries",
+        "memory of a NAT's entries, a million created and dropped",
+        nat_entries::run,
     ),
     (
         "verify-soak",
@@ -122,7 +136,13 @@ impl EchoLoad {
     /// A fresh server, this load, and what came out.
     fn measure(&self, setup: &Setup, server: &Line) -> anyhow::Result<Run> {
         let (server, address) = start_server(server, self.scheme, setup.server_cpu)?;
-        run_load(setup, &server, &self.line(setup, &address)?, self.seconds)
+        run_load(
+            setup,
+            &server,
+            &[],
+            &self.line(setup, &address)?,
+            self.seconds,
+        )
     }
 }
 

@@ -143,7 +143,9 @@ fn ringmill<'a>(setup: &'a Setup, driver: &'a str, size: usize, seconds: f64) ->
 }
 
 /// The mean of the intervals, without the first, which began in the warm-up.
-fn discard_figures(lines: impl Iterator<Item = String>) -> Option<BTreeMap<&'static str, f64>> {
+pub(super) fn discard_figures(
+    lines: impl Iterator<Item = String>,
+) -> Option<BTreeMap<&'static str, f64>> {
     let intervals: Vec<(f64, f64)> = lines
         .filter_map(|line| serde_json::from_str::<Value>(&line).ok())
         .filter(|event| event["type"] == "interval")

@@ -116,6 +116,7 @@ fn soak(setup: &Setup, driver: &str, load: EchoLoad) -> anyhow::Result<Run> {
     run_load(
         setup,
         &server,
+        &[],
         &priming.line(setup, &address)?,
         priming.seconds,
     )?;
@@ -124,7 +125,13 @@ fn soak(setup: &Setup, driver: &str, load: EchoLoad) -> anyhow::Result<Run> {
         || keyed_kb(format!("/proc/{}/status", server.pid()), "RssAnon").unwrap_or(0) as f64;
     let memory_before = memory();
 
-    let mut run = run_load(setup, &server, &load.line(setup, &address)?, load.seconds)?;
+    let mut run = run_load(
+        setup,
+        &server,
+        &[],
+        &load.line(setup, &address)?,
+        load.seconds,
+    )?;
     let after = settled(server.pid(), Some(before))?;
     let grown_kb = memory() - memory_before;
     let last_words = server.stop();
