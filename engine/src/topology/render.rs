@@ -9,7 +9,7 @@ use std::fmt::Write;
 
 use super::{Cache, Cpu, CpuList, Interface, Plan, Source, Topology};
 
-/// Columns that notes are wrapped to; the tree is narrower on every machine we know.
+/// Columns that notes, and what is said about a hardware thread, are wrapped to.
 const WIDTH_COLUMNS: usize = 88;
 
 /// Interfaces named in one line; a container host has hundreds.
@@ -318,14 +318,15 @@ fn core_branch(plan: &Plan, run: &CoreRun) -> Branch {
             if let Some(name) = group.and_then(|group| plan.groups.get(group)?.interface.as_ref()) {
                 let _ = write!(what, " for {name}");
             }
+            let mut remarks = vec![what];
             if !state.interrupts_of.is_empty() {
                 let mut names = state.interrupts_of.clone();
                 let more = names.len().saturating_sub(INTERFACES_SHOWN);
                 names.truncate(INTERFACES_SHOWN);
-                let _ = write!(what, "   ({} interrupts", names.join(", "));
-                what.push_str(if more > 0 { " and more)" } else { ")" });
+                let more = if more > 0 { " and more" } else { "" };
+                remarks.push(format!("({} interrupts{more})", names.join(", ")));
             }
-            (cpus.named("CPU"), what)
+            (cpus.named("CPU"), remarks)
         });
     Branch {
         label: cores.named("core"),
@@ -338,8 +339,8 @@ fn core_branch(plan: &Plan, run: &CoreRun) -> Branch {
 struct Branch {
     label: String,
     below: Vec<Branch>,
-    /// For cores: a CPU column and a text for each hardware thread.
-    core: Option<Vec<(String, String)>>,
+    /// For cores: a CPU column and remarks for each hardware thread.
+    core: Option<Vec<(String, Vec<String>)>>,
 }
 
 #[derive(Default)]
@@ -380,11 +381,16 @@ impl Branch {
                 let _ = writeln!(out, "{head}");
             }
             Some(threads) => {
-                for (thread, (cpus, what)) in threads.iter().enumerate() {
+                for (thread, (cpus, remarks)) in threads.iter().enumerate() {
                     let left = if thread == 0 { &head } else { &indent };
                     let (core, cpu) = (widths.core, widths.cpu);
-                    let line = format!("{left:core$}   {cpus:cpu$}   {what}");
-                    let _ = writeln!(out, "{}", line.trim_end());
+                    let start = core + cpu + 6;
+                    let mut rows = fold(remarks, WIDTH_COLUMNS.saturating_sub(start)).into_iter();
+                    let first = rows.next().unwrap_or_default();
+                    let _ = writeln!(out, "{left:core$}   {cpus:cpu$}   {first}");
+                    for row in rows {
+                        let _ = writeln!(out, "{indent:start$}{row}");
+                    }
                 }
             }
         }
@@ -392,6 +398,22 @@ impl Branch {
             branch.draw(&indent, Some(at + 1 == self.below.len()), widths, out);
         }
     }
+}
+
+/// Puts remarks side by side in rows of at most so many columns, where each alone is narrower.
+fn fold(remarks: &[String], columns: usize) -> Vec<String> {
+    const GAP: &str = "   ";
+    let mut rows: Vec<String> = Vec::new();
+    for remark in remarks {
+        match rows.last_mut() {
+            Some(row) if (row.chars().count() + GAP.len() + remark.chars().count()) <= columns => {
+                row.push_str(GAP);
+                row.push_str(remark);
+            }
+            _ => rows.push(remark.clone()),
+        }
+    }
+    rows
 }
 
 fn count(number: usize, what: &str) -> String {
