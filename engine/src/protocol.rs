@@ -12,7 +12,10 @@ use crate::{Buffer, Context, Datagram};
 /// epoll and in the simulator.
 ///
 /// Every handler has a default that does the least: ignore what arrived, close what ended.
-#[allow(unused_variables)]
+#[allow(
+    unused_variables,
+    reason = "a default handler ignores what it is told, but its parameters have names to read"
+)]
 pub trait Protocol: 'static {
     /// What instances on different shards, and the control thread, send each other.
     type Message: Send + 'static;

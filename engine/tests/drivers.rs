@@ -1590,7 +1590,8 @@ fn in_a_child(setting: &Setting, case: &str) {
 }
 
 #[test]
-#[ignore = "run by other tests, in a process of its own"]
+#[ignore = "other tests run it in a process of its own; alone: RINGMILL_TEST_CASE=descriptors \
+            cargo test -p ringmill-engine --test drivers -- --exact --ignored the_case_of_a_child"]
 fn the_case_of_a_child() {
     let Ok(case) = std::env::var(CHILD_CASE) else {
         println!("skipped: no case is named by {CHILD_CASE}");

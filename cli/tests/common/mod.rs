@@ -1,7 +1,11 @@
 //! The program as a child process: started with any standard input, read line by line, ended by
 //! signal. Every wait has a bound, which only a hang reaches.
 
-#![allow(dead_code, unreachable_pub)] // each test program uses its part
+#![allow(
+    dead_code,
+    unreachable_pub,
+    reason = "each test program uses a part of it"
+)]
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
