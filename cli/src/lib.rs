@@ -1,5 +1,7 @@
 //! The ringmill command line: flags → configuration → shards → report. It knows no packet.
 
+#![forbid(unsafe_code)]
+
 pub mod args;
 pub mod as_text;
 pub mod commands;

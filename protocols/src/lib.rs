@@ -3,6 +3,8 @@
 //! Each module is a [`Protocol`](ringmill_engine::Protocol) or a part of one. Nothing here makes a
 //! system call or reads a clock, so every module runs on io_uring, on epoll and in the simulator.
 
+#![forbid(unsafe_code)]
+
 pub mod control;
 pub mod discard;
 pub mod echo;

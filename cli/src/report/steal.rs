@@ -7,6 +7,10 @@ use std::fs;
 use std::io;
 use std::time::Duration;
 
+use nix::sys::resource::{UsageWho, getrusage};
+use nix::sys::time::TimeVal;
+use nix::unistd::{SysconfVar, sysconf};
+
 /// CPU time of one CPU or of all, in clock ticks since boot (proc_stat(5)).
 ///
 /// Guest time is part of `user` and `nice` there, so it is not counted again.
@@ -137,11 +141,14 @@ pub struct ProcessTimes {
 impl ProcessTimes {
     /// This process, to the microsecond (getrusage(2)).
     pub fn own() -> Self {
-        let usage = sys::rusage_self();
-        ProcessTimes {
-            user: from_timeval(usage.ru_utime),
-            system: from_timeval(usage.ru_stime),
-        }
+        // It cannot fail for the process itself (getrusage(2)).
+        getrusage(UsageWho::RUSAGE_SELF).map_or_else(
+            |_| ProcessTimes::default(),
+            |usage| ProcessTimes {
+                user: from_timeval(usage.user_time()),
+                system: from_timeval(usage.system_time()),
+            },
+        )
     }
 
     /// Another process, to the clock tick, usually 10 ms (`/proc/PID/stat`).
@@ -150,7 +157,7 @@ impl ProcessTimes {
     /// When there is no such process or its file has another form.
     pub fn of_pid(pid: u32) -> io::Result<Self> {
         let stat = fs::read_to_string(format!("/proc/{pid}/stat"))?;
-        Self::parse(&stat, sys::ticks_per_s()).ok_or_else(|| {
+        Self::parse(&stat, ticks_per_s()).ok_or_else(|| {
             let what = format!("/proc/{pid}/stat has no CPU times");
             io::Error::new(io::ErrorKind::InvalidData, what)
         })
@@ -187,9 +194,9 @@ impl ProcessTimes {
     }
 }
 
-fn from_timeval(time: libc::timeval) -> Duration {
-    let s = u64::try_from(time.tv_sec).unwrap_or(0);
-    let us = u64::try_from(time.tv_usec).unwrap_or(0);
+fn from_timeval(time: TimeVal) -> Duration {
+    let s = u64::try_from(time.tv_sec()).unwrap_or(0);
+    let us = u64::try_from(time.tv_usec()).unwrap_or(0);
     Duration::from_secs(s) + Duration::from_micros(us)
 }
 
@@ -220,7 +227,7 @@ impl Usage {
     /// Compares two samples. `ours` is the CPU time of all our processes between them. `None`
     /// when less than one clock tick lies between the samples.
     pub fn between(before: &MachineTimes, after: &MachineTimes, ours: Duration) -> Option<Usage> {
-        Self::between_at(before, after, ours, sys::ticks_per_s())
+        Self::between_at(before, after, ours, ticks_per_s())
     }
 
     fn between_at(
@@ -258,32 +265,14 @@ impl Usage {
     }
 }
 
-mod sys {
-    //! The two questions to the kernel that have no file.
-
-    use std::mem::MaybeUninit;
-
-    pub(super) fn rusage_self() -> libc::rusage {
-        let mut usage = MaybeUninit::<libc::rusage>::zeroed();
-        // SAFETY: the pointer is valid for writes of one rusage for the length of the call.
-        // The call cannot fail with RUSAGE_SELF and a valid pointer (getrusage(2)), and if it
-        // did, the zeros are a valid rusage: it holds integers only.
-        unsafe {
-            libc::getrusage(libc::RUSAGE_SELF, usage.as_mut_ptr());
-            usage.assume_init()
-        }
-    }
-
-    pub(super) fn ticks_per_s() -> u64 {
-        // 100 on every Linux platform of today but Alpha: what /proc counts in (time(7)).
-        const USUAL: u64 = 100;
-        // SAFETY: sysconf reads no memory of ours.
-        let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };
-        u64::try_from(ticks)
-            .ok()
-            .filter(|&ticks| ticks > 0)
-            .unwrap_or(USUAL)
-    }
+/// What /proc counts in: 100 on every Linux platform of today but Alpha (time(7)).
+fn ticks_per_s() -> u64 {
+    const USUAL: u64 = 100;
+    let ticks = sysconf(SysconfVar::CLK_TCK).ok().flatten();
+    ticks
+        .and_then(|ticks| u64::try_from(ticks).ok())
+        .filter(|&ticks| ticks > 0)
+        .unwrap_or(USUAL)
 }
 
 #[cfg(test)]

@@ -1,16 +1,14 @@
 //! Segmentation of UDP in the kernel, tried on a pair of loopback sockets: GSO takes one large send
 //! apart, GRO gives several datagrams as one receive.
-//!
-//! Only this file of `host` holds `unsafe`: setting a socket option that no safe crate offers.
 
 use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
-use std::os::fd::AsRawFd;
 use std::time::Duration;
 
 use serde::Serialize;
 
 use super::read::Reading;
+use crate::sys::socket::set_option;
 
 /// Segments in one send to try, highest first: newer kernels take 128 (UDP_MAX_SEGMENTS), older 64.
 const SEGMENTS_TRIED: [usize; 2] = [128, 64];
@@ -58,9 +56,14 @@ fn pair() -> io::Result<(UdpSocket, UdpSocket)> {
 }
 
 fn probe_pair(sender: &UdpSocket, receiver: &UdpSocket) -> Datagrams {
-    let gro = set_udp_option(receiver, libc::UDP_GRO, 1);
-    let sent = set_udp_option(sender, libc::UDP_SEGMENT, SEGMENT_BYTES as libc::c_int)
-        .and_then(|()| send_most(sender));
+    let gro = set_option(receiver, libc::SOL_UDP, libc::UDP_GRO, 1);
+    let sent = set_option(
+        sender,
+        libc::SOL_UDP,
+        libc::UDP_SEGMENT,
+        SEGMENT_BYTES as i32,
+    )
+    .and_then(|()| send_most(sender));
     let gso_segments_max = match &sent {
         Ok(segments) => Reading::known(*segments),
         Err(error) => Reading::unknown(format!("UDP_SEGMENT is refused: {error}")),
@@ -93,25 +96,6 @@ fn send_most(sender: &UdpSocket) -> io::Result<usize> {
         }
     }
     Err(refused)
-}
-
-fn set_udp_option(socket: &UdpSocket, option: libc::c_int, value: libc::c_int) -> io::Result<()> {
-    // SAFETY: the descriptor is open as long as `socket` is borrowed; the kernel reads exactly
-    // size_of::<c_int>() bytes from a c_int that lives through the call.
-    let answer = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_UDP,
-            option,
-            (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
-        )
-    };
-    if answer == 0 {
-        Ok(())
-    } else {
-        Err(io::Error::last_os_error())
-    }
 }
 
 #[cfg(test)]

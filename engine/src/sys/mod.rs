@@ -1,6 +1,6 @@
 //! The kernel boundary: memory maps, socket calls and control messages behind safe functions.
 //!
-//! Every `unsafe` block of the engine that is not in a driver is here, with the reason why it is
+//! Every `unsafe` block of the project that is not in a driver (or in a test) is here, with the reason why it is
 //! sound. Nothing here knows a protocol, a shard or a policy.
 
 pub(crate) mod batch;
@@ -9,5 +9,6 @@ pub mod clock;
 pub mod eventfd;
 pub(crate) mod io;
 pub mod message;
+pub(crate) mod placement;
 pub(crate) mod poll;
 pub mod socket;
