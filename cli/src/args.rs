@@ -2,6 +2,7 @@
 //! with the same names (`-` becomes `_`), values and defaults.
 
 use std::net::SocketAddr;
+use std::ops::{Deref, DerefMut};
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
@@ -70,25 +71,30 @@ impl std::fmt::Display for ShardsArg {
     }
 }
 
-/// How the engine runs: for every command that starts one.
-#[derive(Debug, Clone, PartialEq, Args, Default, Serialize, Deserialize)]
-#[command(next_help_heading = "Engine")]
-#[serde(default, deny_unknown_fields)]
-pub struct EngineArgs {
+/// Where the shards run: for every command that plans them.
+#[derive(Debug, Clone, PartialEq, Args, Default)]
+pub struct PlacementArgs {
     /// Number of shards (threads): a number, or one for each core.
     #[arg(long, value_name = "N|auto", default_value = "auto")]
-    #[serde(with = "as_text::shards")]
     pub shards: ShardsArg,
 
     /// Run only on these CPUs, such as 0-3,8. Otherwise the plan of `ringmill topology` decides.
     #[arg(long, value_name = "LIST")]
-    #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<CpuList>,
 
     /// Run near this network card; may be repeated: one group of shards for each.
     #[arg(long, value_name = "NAME")]
-    #[serde(with = "as_text::one_or_more")]
     pub interface: Vec<String>,
+}
+
+/// How the engine runs: for every command that starts one.
+#[derive(Debug, Clone, PartialEq, Args, Default, Serialize, Deserialize)]
+#[command(next_help_heading = "Engine")]
+#[serde(from = "EngineKeys", into = "EngineKeys")]
+pub struct EngineArgs {
+    /// Where its shards run.
+    #[command(flatten)]
+    pub placement: PlacementArgs,
 
     /// How to talk to the kernel.
     #[arg(long, value_enum, default_value_t)]
@@ -96,18 +102,90 @@ pub struct EngineArgs {
 
     /// Spin this long for work before sleeping: lower latency for a whole CPU.
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "0")]
-    #[serde(with = "as_text::duration")]
     pub busy_poll: Duration,
 
     /// Serve metrics for Prometheus at http://ADDR/metrics; a bare :PORT means 127.0.0.1.
     #[arg(long, value_name = "ADDR", value_parser = parse_loopback_address)]
-    #[serde(with = "as_text::address", skip_serializing_if = "Option::is_none")]
     pub metrics: Option<SocketAddr>,
 
     /// Refuse an optional io_uring feature, as an older kernel would (see `ringmill doctor`).
     #[arg(long, value_name = "FEATURE", hide = true)]
-    #[serde(skip)]
     pub uring_without: Vec<uring::Feature>,
+}
+
+// A user sees one flat list of flags and keys; so does the code that reads them.
+impl Deref for EngineArgs {
+    type Target = PlacementArgs;
+
+    fn deref(&self) -> &PlacementArgs {
+        &self.placement
+    }
+}
+
+impl DerefMut for EngineArgs {
+    fn deref_mut(&mut self) -> &mut PlacementArgs {
+        &mut self.placement
+    }
+}
+
+/// The table `[engine]` of a configuration file. One flat struct, because serde's `flatten` forgets
+/// where in the file a value stands, and errors name the line.
+#[derive(Clone, Default, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields)]
+struct EngineKeys {
+    #[serde(with = "as_text::shards")]
+    shards: ShardsArg,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    cpus: Option<CpuList>,
+    #[serde(with = "as_text::one_or_more")]
+    interface: Vec<String>,
+    driver: DriverArg,
+    #[serde(with = "as_text::duration")]
+    busy_poll: Duration,
+    #[serde(with = "as_text::address", skip_serializing_if = "Option::is_none")]
+    metrics: Option<SocketAddr>,
+}
+
+impl From<EngineKeys> for EngineArgs {
+    fn from(keys: EngineKeys) -> Self {
+        Self {
+            placement: PlacementArgs {
+                shards: keys.shards,
+                cpus: keys.cpus,
+                interface: keys.interface,
+            },
+            driver: keys.driver,
+            busy_poll: keys.busy_poll,
+            metrics: keys.metrics,
+            uring_without: Vec::new(),
+        }
+    }
+}
+
+impl From<EngineArgs> for EngineKeys {
+    fn from(args: EngineArgs) -> Self {
+        // Named one by one, so that a new flag cannot be forgotten here unseen.
+        let EngineArgs {
+            placement:
+                PlacementArgs {
+                    shards,
+                    cpus,
+                    interface,
+                },
+            driver,
+            busy_poll,
+            metrics,
+            uring_without: _,
+        } = args;
+        Self {
+            shards,
+            cpus,
+            interface,
+            driver,
+            busy_poll,
+            metrics,
+        }
+    }
 }
 
 /// Bounds of a server.

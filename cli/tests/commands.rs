@@ -100,6 +100,29 @@ fn every_command_and_flag_is_explained() {
 }
 
 #[test]
+fn a_topology_takes_what_changes_the_plan_and_nothing_else() {
+    let (code, plan, errors) = run(&["topology", "--shards", "3", "--json"]);
+    assert_eq!(code, 0, "{errors}");
+    let plan: serde_json::Value = serde_json::from_str(&plan).unwrap();
+    assert_eq!(plan["plan"]["shards"].as_array().unwrap().len(), 3);
+    for idle in [
+        ["--busy-poll", "5"],
+        ["--metrics", ":0"],
+        ["--driver", "epoll"],
+        ["--uring-without", "bundles"],
+    ] {
+        let (code, output, errors) = run(&["topology", idle[0], idle[1]]);
+        assert_eq!((code, output.as_str()), (2, ""), "{idle:?}");
+        assert!(errors.contains(idle[0]), "{errors}");
+    }
+    for (flag, value) in [("--cpus", "9000"), ("--interface", "nope0")] {
+        let (code, _, errors) = run(&["topology", flag, value]);
+        assert_eq!(code, 2, "{flag}");
+        assert!(errors.contains(value), "{errors}");
+    }
+}
+
+#[test]
 fn the_first_page_fits_a_screen() {
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, 0);

@@ -4,7 +4,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use ringmill_engine::topology;
 
-use crate::args::EngineArgs;
+use crate::args::{EngineArgs, PlacementArgs};
 use crate::exit::Exit;
 use crate::launch;
 
@@ -15,9 +15,9 @@ pub struct TopologyArgs {
     #[arg(long)]
     pub json: bool,
 
+    /// The plan is made for these; nothing else changes it.
     #[command(flatten)]
-    /// The plan is made for these.
-    pub engine: EngineArgs,
+    pub placement: PlacementArgs,
 }
 
 /// Prints the plan.
@@ -25,7 +25,11 @@ pub struct TopologyArgs {
 /// # Errors
 /// When the CPUs or cards that were asked for are not there.
 pub fn run(args: &TopologyArgs) -> Result<Exit> {
-    let placement = launch::place(&args.engine, None, true)?;
+    let engine = EngineArgs {
+        placement: args.placement.clone(),
+        ..EngineArgs::default()
+    };
+    let placement = launch::place(&engine, None, true)?;
     if args.json {
         let object = serde_json::json!({ "topology": *placement.topology, "plan": placement.plan });
         println!(
