@@ -407,6 +407,7 @@ queue_per_connection = 70000
 queue_per_shard = "1GiB"
 drain_timeout = "1500ms"
 share_port = true
+steer_by_cpu = true
 
 [[service]]
 name = "echo"
@@ -437,6 +438,7 @@ endpoints = ["tcp://[::1]:9"]
         assert_eq!(read.limits.max_connections, Some(100_000));
         assert_eq!(read.limits.drain_timeout.as_millis(), 1500);
         assert_eq!(read.limits.queue_per_shard, 1 << 30);
+        assert!(read.limits.share_port && read.limits.steer_by_cpu);
         let guard = GuardArgs {
             per_source_rate: 20_000,
             limit_loopback: true,

@@ -137,6 +137,17 @@ fn the_effective_configuration_reads_as_itself() {
     let again = file(&first);
     let (_, second, _) = run(&["run", "--print-config", again.to_str().unwrap()]);
     assert_eq!(first, second);
+    for (text, effective) in [
+        (TWO_SERVICES.to_owned(), "steer_by_cpu = false\n"),
+        (
+            format!("{TWO_SERVICES}\n[limits]\nsteer_by_cpu = true\n"),
+            "steer_by_cpu = true\n",
+        ),
+    ] {
+        let path = file(&text);
+        let (_, printed, errors) = run(&["run", "--print-config", path.to_str().unwrap()]);
+        assert!(printed.contains(effective), "{printed}{errors}");
+    }
     let (code, output, _) = run(&["run", "--check", again.to_str().unwrap()]);
     assert_eq!(code, 0);
     assert!(output.ends_with(": valid\n"), "{output}");

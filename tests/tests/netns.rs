@@ -1,10 +1,15 @@
-//! Echo across two network namespaces, over a link with the MTU of Ethernet: fragments, both IPs.
+//! Echo across two network namespaces, over a link with the MTU of Ethernet: fragments, both IPs,
+//! and connections steered to the CPU that received them, which loopback does not do.
 
+use std::fs::File;
+use std::io::{Read as _, Write as _};
+use std::net::SocketAddr;
+use std::os::fd::AsRawFd as _;
 use std::process::Command;
 
-use ringmill_tests::net::random_bytes;
+use ringmill_tests::net::{connect, random_bytes};
 use ringmill_tests::peer::{Peer, has};
-use ringmill_tests::program::{Load, Server, ringmill, tethered};
+use ringmill_tests::program::{Load, Server, command, ringmill, tethered};
 use ringmill_tests::{drivers, skipped};
 
 /// Two namespaces joined by a veth pair; gone when dropped.
@@ -60,6 +65,19 @@ impl Link {
             .args(["netns", "exec", &self.names[number]])
             .arg(ringmill());
         command
+    }
+
+    /// Does something in one of the namespaces, on a thread that ends with it.
+    fn inside<T: Send>(&self, number: usize, work: impl FnOnce() -> T + Send) -> T {
+        let path = format!("/var/run/netns/{}", self.names[number]);
+        let namespace = File::open(&path).unwrap_or_else(|error| panic!("{path}: {error}"));
+        let in_there = || {
+            // SAFETY: setns takes an open descriptor and a flag, and moves this thread alone.
+            let result = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
+            assert_eq!(result, 0, "{path}: {}", std::io::Error::last_os_error());
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(in_there).join().expect("the work is done"))
     }
 }
 
@@ -122,5 +140,116 @@ fn echo_across_two_namespaces() {
         }
         let stopped = server.stop();
         assert_eq!(stopped.code, 0, "{driver}: {}", stopped.stderr);
+    }
+}
+
+/// The CPUs of the two shards that ringmill plans here, when they are two.
+fn cpus_of_two_shards() -> Result<[String; 2], String> {
+    let output = command()
+        .args(["topology", "--shards", "2", "--json"])
+        .output()
+        .expect("it can be started");
+    let said: serde_json::Value =
+        serde_json::from_slice(&output.stdout).map_err(|error| format!("no plan: {error}"))?;
+    let cpu = |shard: usize| said["plan"]["shards"][shard]["cpu"].to_string();
+    match [cpu(0), cpu(1)] {
+        [one, other] if one == other => Err(format!("CPU {one} is the only one")),
+        two => Ok(two),
+    }
+}
+
+/// How many connections each of two shards has accepted, by the server's metrics.
+fn accepted(metrics: SocketAddr) -> [u64; 2] {
+    let mut stream = connect(metrics);
+    stream
+        .write_all(b"GET /metrics HTTP/1.1\r\nHost: test\r\n\r\n")
+        .expect("the server takes a request");
+    let mut text = String::new();
+    stream.read_to_string(&mut text).expect("an answer");
+    ["shard=\"0\"", "shard=\"1\""].map(|shard| {
+        let line = text.lines().find(|line| {
+            line.starts_with("ringmill_service_accepted_total{service=\"echo\"")
+                && line.contains(shard)
+        });
+        let value = line.and_then(|line| line.rsplit(' ').next()?.parse().ok());
+        value.unwrap_or_else(|| panic!("no {shard} in\n{text}"))
+    })
+}
+
+/// A server of two shards with `--steer-by-cpu`, and the address of its metrics.
+fn steering_server(program: Command, host: &str, driver: &str) -> (Server, SocketAddr) {
+    let endpoints = [format!("tcp://{host}:0"), format!("udp://{host}:0")];
+    let flags = "--shards 2 --steer-by-cpu --per-source-rate 0 --metrics :0 --driver";
+    let flags: Vec<&str> = flags.split(' ').chain([driver]).collect();
+    let mut server = Server::start_as(program, &[&endpoints[0], &endpoints[1]], &flags);
+    let line = server
+        .running
+        .line_where("its metrics", |line| line["type"] == "metrics");
+    let url = line["url"].as_str().expect("a URL");
+    let address = url
+        .trim_start_matches("http://")
+        .trim_end_matches("/metrics");
+    (server, address.parse().expect("an address"))
+}
+
+#[test]
+fn connections_go_to_the_shard_of_the_cpu_that_received_them() {
+    const CONNECTIONS: u64 = 16;
+    if !has("ip") {
+        return;
+    }
+    let link = match Link::new() {
+        Ok(link) => link,
+        Err(reason) => return skipped(&format!("network namespaces: {reason}")),
+    };
+    let cpus = match cpus_of_two_shards() {
+        Ok(cpus) => cpus,
+        Err(reason) => return skipped(&reason),
+    };
+    for driver in drivers() {
+        let (server, metrics) = steering_server(link.ringmill(0), V4[0], driver);
+        let mut expected = [0; 2];
+        for (shard, cpu) in cpus.iter().enumerate() {
+            let connections = CONNECTIONS.to_string();
+            let flags = ["-c", &connections, "-d", "300ms", "--cpus", cpu];
+            let flags = [&flags[..], &["--driver", driver]].concat();
+            for number in 0..2 {
+                let load = Load::run_as(link.ringmill(1), server.endpoint(number), &flags);
+                load.assert_clean();
+            }
+            // A packet over this link is received on the CPU that sent it.
+            expected[shard] += CONNECTIONS;
+            let landed = link.inside(0, || accepted(metrics));
+            assert_eq!(landed, expected, "{driver}: loaded from CPU {cpu}");
+        }
+        let stopped = server.stop();
+        assert_eq!(stopped.code, 0, "{driver}: {}", stopped.stderr);
+        assert_eq!(stopped.counter("dropped_datagrams"), 0, "{driver}");
+    }
+}
+
+/// On loopback the CPU that receives is that of whoever connects: one shard would get everything.
+#[test]
+fn loopback_connections_are_not_steered() {
+    // So many on one of two shards by chance: once in 2^63.
+    const CONNECTIONS: &str = "64";
+    let cpus = match cpus_of_two_shards() {
+        Ok(cpus) => cpus,
+        Err(reason) => return skipped(&reason),
+    };
+    for driver in drivers() {
+        let (server, metrics) = steering_server(command(), "127.0.0.1", driver);
+        for number in 0..2 {
+            let flags = ["-c", CONNECTIONS, "-d", "300ms", "--cpus", &cpus[0]];
+            let flags = [&flags[..], &["--driver", driver]].concat();
+            Load::run(server.endpoint(number), &flags).assert_clean();
+        }
+        let landed = accepted(metrics);
+        assert!(
+            landed.iter().all(|count| *count > 0),
+            "{driver}: {landed:?}"
+        );
+        assert_eq!(landed.iter().sum::<u64>(), 64, "{driver}: {landed:?}");
+        assert_eq!(server.stop().code, 0, "{driver}");
     }
 }
