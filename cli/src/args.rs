@@ -254,8 +254,12 @@ impl Default for LimitArgs {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 #[command(next_help_heading = "Datagrams")]
 pub struct GuardArgs {
-    /// Datagrams per second that one source address may have answered by one shard, so that forged
-    /// sources cannot make a flood or a loop of it; 0 sets no limit.
+    /// Datagrams per second that each shard answers to one source address, so that forged sources
+    /// cannot make a flood or a loop of it; 0 sets no limit.
+    ///
+    /// Shards share nothing, so each counts for itself: a source whose flows (source ports) fall to
+    /// N shards may have N times as much answered. A loop is one flow and so stays on one shard.
+    /// Where the sum matters, divide the rate by --shards.
     #[arg(
         long,
         value_name = "N",

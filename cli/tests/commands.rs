@@ -123,6 +123,19 @@ fn a_topology_takes_what_changes_the_plan_and_nothing_else() {
 }
 
 #[test]
+fn the_rate_of_a_source_is_told_to_be_that_of_a_shard() {
+    let (code, help, _) = run(&["serve", "echo", "--help"]);
+    assert_eq!(code, 0);
+    let words = help.split_whitespace().collect::<Vec<_>>().join(" ");
+    for part in [
+        "each shard answers to one source",
+        "N times as much answered",
+    ] {
+        assert!(words.contains(part), "{help}");
+    }
+}
+
+#[test]
 fn the_first_page_fits_a_screen() {
     let (code, help, _) = run(&["--help"]);
     assert_eq!(code, 0);

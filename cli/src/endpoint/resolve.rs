@@ -20,7 +20,8 @@ impl Endpoint {
     ///
     /// Every IPv6 socket has to be bound with `IPV6_V6ONLY`: both families are listed, so a dual
     /// socket would collide with its IPv4 neighbour. Port 0 stays 0 in every address; binding
-    /// each by itself would give each another port, so bind them through [`bind_all`](super::bind_all).
+    /// each by itself would give each another port, so bind them through
+    /// [`bind_all`](super::bind_all).
     ///
     /// # Errors
     /// [`AddressError`] when a name or zone cannot be resolved.
