@@ -11,7 +11,13 @@ use std::str::FromStr;
 
 use clap::Parser as _;
 
+use ringmill_engine::impairment::{
+    Decider, Direction, Impairment, ImpairmentCounters, Link, Scenario,
+};
+
 use crate::commands::Cli;
+use crate::commands::nat::spec;
+use crate::commands::nat::steer::Word;
 use crate::config;
 use crate::endpoint::{Endpoint, Scheme};
 use crate::fail_if::FailIf;
@@ -28,6 +34,8 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("fail_if", fail_if),
     ("flags", flags),
     ("hlog", histogram_log),
+    ("impairment", impairment),
+    ("scenario", scenario),
     ("units", numbers),
 ];
 
@@ -141,6 +149,72 @@ pub fn fail_if(data: &[u8]) {
         }
         Err(error) => explains(&error),
     }
+}
+
+/// Impairments as flags: what is understood makes sense.
+pub fn impairment(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let mut model = Impairment::default();
+    match spec::apply(&mut model, text) {
+        Ok(()) => {
+            model.validate().expect("what was taken makes sense");
+            pass(&model);
+        }
+        Err(error) => explains(&error),
+    }
+    if let Err(error) = spec::parse_rebinding(text) {
+        explains(&error);
+    }
+    if let Err(error) = Word::parse(text) {
+        explains(&error);
+    }
+}
+
+/// Scenario files: what makes sense prints as a file that reads as the same, and runs.
+pub fn scenario(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else {
+        return;
+    };
+    let read: Scenario = match toml::from_str(text) {
+        Ok(read) => read,
+        Err(error) => return explains(&error),
+    };
+    if let Err(error) = read.validate() {
+        return explains(&error);
+    }
+    // TOML has no numbers past 63 bits.
+    if let Ok(printed) = toml::to_string(&read) {
+        let again: Scenario = toml::from_str(&printed).expect("what was printed is readable");
+        assert_eq!(again, read, "printed as\n{printed}");
+    }
+    let mut before = 0;
+    for elapsed in [0, 1, 1_000_000, 999_999_999_999, u64::MAX / 2, u64::MAX] {
+        let (phase, next) = read.at(elapsed);
+        assert!(next.is_none_or(|next| next > elapsed || next == u64::MAX));
+        let rebindings = read.rebindings(1, 2, elapsed);
+        assert!(rebindings >= before, "mappings never move back");
+        before = rebindings;
+        pass(&read.phases[phase].forward);
+        pass(&read.phases[phase].backward);
+    }
+}
+
+/// A few datagrams through an impairment: each is passed, dropped or waits.
+fn pass(model: &Impairment) {
+    let counters = ImpairmentCounters::default();
+    let mut link = Link::new(Decider::new(1, 2, Direction::Forward));
+    let mut out = Vec::new();
+    for n in 0..20_u64 {
+        let (now, bytes) = (n * 1_000_003, (n * 331 % 1_500) as usize);
+        let _ = link.offer(now, (bytes, (n % 4) as u8), n, model, &mut out, &counters);
+        link.expire(now, &mut out, &counters);
+    }
+    let counts = counters.snapshot();
+    assert_eq!(counts.offered, 20);
+    assert_eq!(counts.passed, out.len() as u64);
+    assert!(counts.passed + counts.dropped() <= counts.offered + counts.duplicated);
 }
 
 /// Histogram logs of any origin.

@@ -276,6 +276,14 @@ pub enum InvalidImpairment {
         /// Its value.
         value: f64,
     },
+    /// A time that no test waits for, and that sums would not hold.
+    #[error("{name} is {value_us} µs: more than a day")]
+    TooLong {
+        /// Which field.
+        name: &'static str,
+        /// Its value, microseconds.
+        value_us: u64,
+    },
     /// A rate at which nothing would ever pass.
     #[error("rate.bits_per_second is 0: use a blackout to let nothing pass")]
     NoRate,
@@ -304,6 +312,9 @@ pub enum InvalidImpairment {
         until_us: u64,
     },
 }
+
+/// The longest time that makes sense.
+const DAY_US: u64 = 86_400_000_000;
 
 impl Impairment {
     /// Whether everything passes unchanged and at once.
@@ -370,6 +381,27 @@ impl Impairment {
         for (name, value) in probabilities {
             if !(0.0..=1.0).contains(&value) {
                 return Err(InvalidImpairment::Probability { name, value });
+            }
+        }
+        let (target_us, interval_us) = match self.rate.map(|rate| rate.queue) {
+            Some(Queue::Codel {
+                target_us,
+                interval_us,
+                ..
+            }) => (target_us, interval_us),
+            _ => (0, 0),
+        };
+        for (name, value_us) in [
+            ("delay_us", self.delay_us),
+            ("jitter_us", self.jitter_us),
+            ("reordering.hold_us_max", self.reordering.hold_us_max),
+            ("reordering.late_us", self.reordering.late_us.unwrap_or(0)),
+            ("reordering.late_random_us", self.reordering.late_random_us),
+            ("rate.queue.target_us", target_us),
+            ("rate.queue.interval_us", interval_us),
+        ] {
+            if value_us > DAY_US {
+                return Err(InvalidImpairment::TooLong { name, value_us });
             }
         }
         if self.rate.is_some_and(|rate| rate.bits_per_second == 0) {

@@ -33,7 +33,7 @@ pub struct Rebinding {
 impl Rebinding {
     /// How often a flow has rebound within `elapsed` of the phase.
     fn count(&self, seed: u64, flow: u64, elapsed: Nanos) -> u64 {
-        let every = self.every_ms.max(1) * NANOS_PER_MILLI;
+        let every = self.every_ms.max(1).saturating_mul(NANOS_PER_MILLI);
         let offset = mix(mix(seed) ^ flow.rotate_left(29)) % every;
         (elapsed.saturating_add(offset)) / every
     }
@@ -207,8 +207,8 @@ impl Scenario {
         };
         let after = self.phases.partition_point(|phase| phase.from() <= within);
         let next = match self.phases.get(after) {
-            Some(next) => Some(begun + next.from()),
-            None => cycle.map(|cycle| begun + cycle),
+            Some(next) => Some(begun.saturating_add(next.from())),
+            None => cycle.map(|cycle| begun.saturating_add(cycle)),
         };
         (after.saturating_sub(1), next)
     }
@@ -230,7 +230,9 @@ impl Scenario {
                 .sum()
         };
         match self.cycle() {
-            Some(cycle) => elapsed / cycle * within(cycle) + within(elapsed % cycle),
+            Some(cycle) => (elapsed / cycle)
+                .saturating_mul(within(cycle))
+                .saturating_add(within(elapsed % cycle)),
             None => within(elapsed),
         }
     }

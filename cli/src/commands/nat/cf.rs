@@ -20,7 +20,7 @@ use crate::server::ConsoleArgs;
 #[derive(Debug, Args)]
 #[command(after_help = LETTERS, disable_help_flag = true)]
 pub struct CfNatArgs {
-    /// [HOST]:PORT DESTINATION… [OPTIONS], or LOCAL… -- DESTINATION… [OPTIONS].
+    /// `:PORT DESTINATION… OPTIONS`, or `LOCAL… -- DESTINATION… OPTIONS`.
     #[arg(value_name = "ARGUMENT", num_args = 0.., trailing_var_arg = true, allow_hyphen_values = true)]
     pub arguments: Vec<String>,
 }
