@@ -1,0 +1,12 @@
+//! `ringmill nat` and `ringmill cf-nat` as their users have them: real processes, real sockets, a real
+//! terminal.
+
+#[path = "nat/terminal.rs"]
+mod terminal;
+
+#[path = "nat/console.rs"]
+mod console;
+#[path = "nat/control.rs"]
+mod control;
+#[path = "nat/process.rs"]
+mod process;
