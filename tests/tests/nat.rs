@@ -8,5 +8,7 @@ mod terminal;
 mod console;
 #[path = "nat/control.rs"]
 mod control;
+#[path = "nat/forwarding.rs"]
+mod forwarding;
 #[path = "nat/process.rs"]
 mod process;
