@@ -459,6 +459,19 @@ fn what_cannot_work_is_said_at_the_start() {
     UdpSocket::bind(&*free).expect("the port is free again");
 }
 
+/// A destination that is the NAT itself is refused at the console as well.
+#[test]
+fn a_loop_cannot_be_added() {
+    let server = datagram_socket("127.0.0.1:0");
+    let nat = Nat::start(&[at(&server)], &[]);
+    let answer = nat.ask(&format!("add {}", nat.address()));
+    assert_eq!(answer["ok"], false, "{answer}");
+    let error = answer["error"].as_str().unwrap_or_default();
+    assert!(error.contains("where this NAT listens itself"), "{answer}");
+    assert_eq!(nat.info()["destinations"].as_array().map(Vec::len), Some(1));
+    nat.stop();
+}
+
 /// A signal ends it with its last line; what is in progress then is not lost uncounted.
 #[test]
 fn signals_end_it() {

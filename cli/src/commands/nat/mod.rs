@@ -411,7 +411,14 @@ impl Nating {
         let engine = launch::builder(&self.engine, limits, &placement)
             .service(service)
             .start()?;
-        self.check_loops(&engine)?;
+        let bound = engine.addresses().iter();
+        let own: Vec<SocketAddr> = bound
+            .filter_map(|bound| match bound.address {
+                ringmill_engine::Address::Ip(local) => Some(local),
+                ringmill_engine::Address::Unix(_) => None,
+            })
+            .collect();
+        self.check_loops(&own)?;
         let metrics = self.engine.metrics.map(MetricsServer::start).transpose()?;
         if let Some(metrics) = &metrics {
             metrics.watch(Watched {
@@ -425,8 +432,9 @@ impl Nating {
         let socket = match &self.control {
             Some(path) => {
                 let (steered, ends) = (Arc::clone(&nat), signals.clone());
+                let own = own.clone();
                 let obey = move |line: &str| {
-                    let answer = steer::obey(&steered, line);
+                    let answer = steer::obey(&steered, &own, line);
                     if answer.exit {
                         ends.request();
                         control.unpark();
@@ -447,6 +455,7 @@ impl Nating {
         self.announce(&engine, &placement, metrics.as_ref());
         let running = Running {
             nat,
+            own,
             engine,
             signals,
             lines,
@@ -518,24 +527,9 @@ impl Nating {
         Ok(())
     }
 
-    /// A destination that is ourselves would send each datagram round until the table is full.
-    fn check_loops(&self, engine: &Engine) -> Result<()> {
-        for bound in engine.addresses() {
-            let ringmill_engine::Address::Ip(local) = bound.address else {
-                continue;
-            };
-            for (name, address) in &self.settings.destinations {
-                let same = local.port() == address.port()
-                    && (local.ip() == address.ip()
-                        || (local.ip().is_unspecified()
-                            && local.is_ipv6() == address.is_ipv6()
-                            && is_own(address.ip())));
-                if same {
-                    bail!(UsageError(format!(
-                        "{name} is where this NAT listens itself: datagrams would go round for ever"
-                    )));
-                }
-            }
+    fn check_loops(&self, own: &[SocketAddr]) -> Result<()> {
+        for (name, address) in &self.settings.destinations {
+            steer::refuse_loop(own, name, *address).map_err(UsageError)?;
         }
         Ok(())
     }
@@ -591,11 +585,6 @@ impl Nating {
     }
 }
 
-fn is_own(address: IpAddr) -> bool {
-    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
-    address.is_loopback() || interfaces.iter().any(|next| next.ip() == address)
-}
-
 /// Prints an event or words. Who no longer reads does not end the program.
 fn say(json: bool, event: &Value, words: impl Display) {
     let mut out = std::io::stdout().lock();
@@ -610,6 +599,8 @@ fn say(json: bool, event: &Value, words: impl Display) {
 /// A NAT that runs.
 struct Running {
     nat: Arc<Nat>,
+    /// Where it listens.
+    own: Vec<SocketAddr>,
     engine: Engine,
     signals: EndRequests,
     lines: Option<Receiver<Line>>,
@@ -686,7 +677,7 @@ impl Running {
             if stopping {
                 continue;
             }
-            let answer = steer::obey(&self.nat, String::from_utf8_lossy(&text).trim());
+            let answer = steer::obey(&self.nat, &self.own, String::from_utf8_lossy(&text).trim());
             if self.json {
                 say(true, &answer.json, "");
             } else if !answer.text.is_empty() {

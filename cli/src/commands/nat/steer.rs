@@ -2,7 +2,7 @@
 //! text for people, JSON for programs. Nothing here reads or prints.
 
 use std::fmt::Write as _;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ringmill_engine::time::monotonic_now;
 use ringmill_protocols::nat::{DestinationInfo, Info, Nat, State};
@@ -139,18 +139,18 @@ impl Answer {
     }
 }
 
-/// Does what a line says. May take a while: names are resolved and shards answer.
+/// Does what a line says to a NAT that listens at `own`. May take a while: names are resolved and
+/// shards answer.
 #[must_use]
-pub fn obey(nat: &Nat, line: &str) -> Answer {
+pub fn obey(nat: &Nat, own: &[SocketAddr], line: &str) -> Answer {
     match Word::parse(line) {
-        Ok(word) => {
-            obey_word(nat, &word).unwrap_or_else(|error| Answer::failed(Some(word.name()), &error))
-        }
+        Ok(word) => obey_word(nat, own, &word)
+            .unwrap_or_else(|error| Answer::failed(Some(word.name()), &error)),
         Err(error) => Answer::failed(None, &error),
     }
 }
 
-fn obey_word(nat: &Nat, word: &Word) -> Result<Answer, String> {
+fn obey_word(nat: &Nat, own: &[SocketAddr], word: &Word) -> Result<Answer, String> {
     let fail = |error: ringmill_protocols::nat::ControlError| error.to_string();
     Ok(match word {
         Word::Help => Answer::new(word, HELP, json!({ "help": HELP })),
@@ -175,6 +175,7 @@ fn obey_word(nat: &Nat, word: &Word) -> Result<Answer, String> {
         }
         Word::Add(text) => {
             let (name, address) = destination(text)?;
+            refuse_loop(own, &name, address)?;
             let added = nat.add(&name, address).map_err(fail)?;
             changed(word, text, (&name, address), added, "added")
         }
@@ -234,6 +235,32 @@ pub fn destination(text: &str) -> Result<(String, SocketAddr), String> {
         None => name.to_owned(),
     };
     Ok((name, *address))
+}
+
+/// Refuses a destination that is the NAT itself, which listens at `own`: it would send each datagram
+/// round until the table is full.
+///
+/// # Errors
+/// That it is.
+pub fn refuse_loop(own: &[SocketAddr], name: &str, address: SocketAddr) -> Result<(), String> {
+    let reached_at = |local: &SocketAddr| {
+        local.port() == address.port()
+            && (local.ip() == address.ip()
+                || (local.ip().is_unspecified()
+                    && local.is_ipv6() == address.is_ipv6()
+                    && is_of_this_host(address.ip())))
+    };
+    if own.iter().any(reached_at) {
+        return Err(format!(
+            "{name} is where this NAT listens itself: datagrams would go round for ever"
+        ));
+    }
+    Ok(())
+}
+
+fn is_of_this_host(address: IpAddr) -> bool {
+    let interfaces = if_addrs::get_if_addrs().unwrap_or_default();
+    address.is_loopback() || interfaces.iter().any(|next| next.ip() == address)
 }
 
 /// What `info` prints.
@@ -373,19 +400,22 @@ mod tests {
             ..Settings::default()
         };
         let nat = Nat::new(settings, 1);
-        let answer = obey(&nat, "remove 127.0.0.1:5684");
+        let own = [([0, 0, 0, 0], 99).into()];
+        let answer = obey(&nat, &own, "remove 127.0.0.1:5684");
         assert_eq!(
             answer.text,
             "out: 127.0.0.1:5684 => 127.0.0.1:5684\n/127.0.0.1:5684 removed"
         );
         assert_eq!(answer.json["changed"], true);
-        let answer = obey(&nat, "remove 127.0.0.1:5684");
+        let answer = obey(&nat, &own, "remove 127.0.0.1:5684");
         assert_eq!(answer.text, "out: 127.0.0.1:5684 => 127.0.0.1:5684");
-        let answer = obey(&nat, "nonsense");
+        let answer = obey(&nat, &own, "nonsense");
         assert_eq!(answer.json["ok"], false);
-        assert!(obey(&nat, "quit").exit);
-        assert_eq!(obey(&nat, "exit").text, ">> exit");
-        let answer = obey(&nat, "add *:99");
-        assert_eq!(answer.json["ok"], false, "{answer:?}");
+        assert!(obey(&nat, &own, "quit").exit);
+        assert_eq!(obey(&nat, &own, "exit").text, ">> exit");
+        for text in ["add *:99", "add 127.0.0.1:99"] {
+            let answer = obey(&nat, &own, text);
+            assert_eq!(answer.json["ok"], false, "{answer:?}");
+        }
     }
 }
