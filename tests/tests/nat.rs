@@ -4,6 +4,8 @@
 #[path = "nat/terminal.rs"]
 mod terminal;
 
+#[path = "nat/balancing.rs"]
+mod balancing;
 #[path = "nat/console.rs"]
 mod console;
 #[path = "nat/control.rs"]

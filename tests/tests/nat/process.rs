@@ -190,7 +190,13 @@ impl Stopped {
 
 /// A count in a JSON object, by its path.
 pub(crate) fn count(value: &Value, path: &str) -> u64 {
-    let found = path.split('.').fold(value, |value, key| &value[key]);
+    let step = |value: &'_ Value, key: &str| match key.parse::<usize>() {
+        Ok(index) => value[index].clone(),
+        Err(_) => value[key].clone(),
+    };
+    let found = path
+        .split('.')
+        .fold(value.clone(), |value, key| step(&value, key));
     found
         .as_u64()
         .unwrap_or_else(|| panic!("no {path} in {value}"))
