@@ -42,6 +42,7 @@ mod token {
     pub(super) const HEALTH: u64 = 1;
     pub(super) const PATH: u64 = 2;
     pub(super) const JOB: u64 = 3;
+    pub(super) const CLOSE: u64 = 4;
 }
 
 /// The NAT service on one shard.
@@ -55,9 +56,19 @@ pub struct Forwarder {
     /// What left the path in this call.
     ready: Vec<Ready>,
     jobs: VecDeque<Job>,
+    /// Sockets that no entry has any more.
+    closing: Vec<Closing>,
     idle_armed: bool,
     /// When the path's timer fires.
     path_armed: Option<(Nanos, ringmill_engine::timer::TimerId)>,
+}
+
+/// A socket that is closed in the next turn: what was sent by it in this one leaves at its end, and
+/// was counted as sent.
+struct Closing {
+    socket: SocketId,
+    outlet: Option<Outlet>,
+    since: Nanos,
 }
 
 /// A command on its way through the entries.
@@ -87,6 +98,7 @@ impl Forwarder {
             path: Path::new(Arc::clone(&shared), shard),
             ready: Vec::new(),
             jobs: VecDeque::new(),
+            closing: Vec::new(),
             idle_armed: false,
             path_armed: None,
             shard,
@@ -220,7 +232,12 @@ impl Forwarder {
         place: u32,
     ) -> Option<(SocketId, Option<Outlet>)> {
         for _ in 0..self.outlets.attempts() {
-            let (local, outlet) = self.outlets.take(ipv6, avoid)?;
+            let Some((local, outlet)) = self.outlets.take(ipv6, avoid) else {
+                if self.close_before(ctx, Nanos::MAX) {
+                    continue;
+                }
+                return None;
+            };
             let peer = None;
             match ctx.open(&Open { local, peer }) {
                 Ok(socket) => {
@@ -232,13 +249,39 @@ impl Forwarder {
                     if matches!(
                         error.raw_os_error(),
                         Some(libc::EMFILE | libc::ENFILE | libc::ENOMEM | libc::ENOBUFS)
-                    ) {
+                    ) && !self.close_before(ctx, Nanos::MAX)
+                    {
                         return None;
                     }
                 }
             }
         }
         None
+    }
+
+    /// Closes a socket once what waits in its queue has left.
+    fn close(&mut self, ctx: &mut Context<'_, Message>, socket: SocketId, outlet: Option<Outlet>) {
+        let since = ctx.now();
+        if self.closing.is_empty() {
+            ctx.set_timer(since + 1, token::CLOSE);
+        }
+        self.closing.push(Closing {
+            socket,
+            outlet,
+            since,
+        });
+    }
+
+    /// Closes the sockets that were given up before a time; whether there was one. Where ports or
+    /// files are short this may be at once: a client that comes now needs them more.
+    fn close_before(&mut self, ctx: &mut Context<'_, Message>, before: Nanos) -> bool {
+        // In the order in which they were given up.
+        let count = self.closing.partition_point(|next| next.since < before);
+        for next in self.closing.drain(..count) {
+            ctx.close_socket(next.socket);
+            self.outlets.give_back(next.outlet);
+        }
+        count > 0
     }
 
     /// Moves the entry to another local port if it is time to. Always leaves it with a socket.
@@ -276,8 +319,7 @@ impl Forwarder {
         if let Some(entry) = self.entries.get(index) {
             (entry.socket, entry.outlet) = (socket, outlet);
         }
-        ctx.close_socket(old);
-        self.outlets.give_back(old_outlet);
+        self.close(ctx, old, old_outlet);
         self.counters().rebound.add(1);
         true
     }
@@ -566,8 +608,7 @@ impl Forwarder {
 
     fn end(&mut self, ctx: &mut Context<'_, Message>, index: u32) -> Option<Entry> {
         let entry = self.entries.remove(index)?;
-        ctx.close_socket(entry.socket);
-        self.outlets.give_back(entry.outlet);
+        self.close(ctx, entry.socket, entry.outlet);
         release(&entry.destination, self.shard);
         self.shared.entries.fetch_sub(1, Relaxed);
         self.counters().entries.set(self.entries.len() as u64);
@@ -778,6 +819,12 @@ impl Protocol for Forwarder {
             }
             token::HEALTH => self.look_at_health(ctx),
             token::JOB => self.step(ctx),
+            token::CLOSE => {
+                self.close_before(ctx, ctx.now());
+                if !self.closing.is_empty() {
+                    ctx.set_timer(ctx.now() + 1, token::CLOSE);
+                }
+            }
             _ => {
                 self.path_armed = None;
                 self.release_due(ctx);

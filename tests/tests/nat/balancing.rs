@@ -201,6 +201,37 @@ fn a_full_table_makes_room_if_it_may() {
     }
 }
 
+/// An entry that makes room takes nothing with it that was counted as sent.
+#[test]
+fn what_was_sent_by_an_evicted_entry_arrives() {
+    const EACH: u64 = 500;
+    for driver in drivers() {
+        let server = roomy_socket("127.0.0.1:0");
+        let clients: [_; 2] = sockets();
+        let flags = ["-n", "1", "--when-full", "evict-oldest", "--driver", driver];
+        let nat = Nat::start(&[at(&server)], &flags);
+        let mut sent = 0;
+        for _ in 0..EACH {
+            for client in &clients {
+                client.send_to(b"to and fro", nat.address()).expect("send");
+                sent += 1;
+            }
+            if sent % 100 == 0 {
+                nat.until_count("counters.forward_received_datagrams", sent);
+            }
+        }
+        nat.until_count("counters.forward_received_datagrams", sent);
+        let stopped = nat.stop();
+        let counted = stopped.count("counters.forward_sent_datagrams");
+        for n in 0..counted {
+            let (data, _) = receive(&server);
+            assert_eq!(data, b"to and fro", "{driver}: number {n} of {counted}");
+        }
+        assert_silent(&server);
+        assert_eq!(counted, 2 * EACH, "{driver}");
+    }
+}
+
 #[test]
 fn an_idle_entry_ends() {
     let timeout = format!("{}ms", TIMEOUT.as_millis());
