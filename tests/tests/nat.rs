@@ -12,5 +12,7 @@ mod console;
 mod control;
 #[path = "nat/forwarding.rs"]
 mod forwarding;
+#[path = "nat/impairments.rs"]
+mod impairments;
 #[path = "nat/process.rs"]
 mod process;
