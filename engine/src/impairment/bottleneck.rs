@@ -178,6 +178,12 @@ impl<T> Bottleneck<T> {
             .map(|head| head.arrived.max(self.free_at))
     }
 
+    /// Datagrams that wait.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
     /// Lets everything go at once: the bottleneck is gone.
     pub fn open(&mut self, now: Nanos, mut served: impl FnMut(Served<T>)) {
         self.waiting_bytes = 0;

@@ -305,6 +305,13 @@ impl<T: Clone> Link<T> {
         self.release(|held| held.expires <= now, now, out, counters);
     }
 
+    /// Datagrams that wait: in a bottleneck of the flow's own, or behind others.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        let own = self.bottleneck.as_ref();
+        self.held.len() + own.map_or(0, |own| own.queue.waiting())
+    }
+
     /// When [`Link::expire`] is to be called next.
     #[must_use]
     pub fn next_expiry(&self) -> Option<Nanos> {

@@ -611,7 +611,10 @@ impl Forwarder {
         self.close(ctx, entry.socket, entry.outlet);
         release(&entry.destination, self.shard);
         self.shared.entries.fetch_sub(1, Relaxed);
-        self.counters().entries.set(self.entries.len() as u64);
+        let counters = self.counters();
+        counters.entries.set(self.entries.len() as u64);
+        let waiting = entry.links.as_ref().map_or(0, |links| links.waiting());
+        counters.dropped_entry_ended.add(waiting as u64);
         Some(entry)
     }
 

@@ -24,6 +24,14 @@ use super::entries::{Entries, EntryId};
 #[derive(Debug)]
 pub(crate) struct Links([Link<Load>; 2]);
 
+impl Links {
+    /// Datagrams that will not leave when these end. What has left them for its own time does not
+    /// count.
+    pub(crate) fn waiting(&self) -> usize {
+        self.0.iter().map(Link::waiting).sum()
+    }
+}
+
 /// A datagram that leaves now.
 #[derive(Debug)]
 pub(crate) struct Ready {

@@ -15,8 +15,9 @@ use ringmill_engine::impairment::{
 use ringmill_protocols::nat::flow_number;
 use ringmill_tests::drivers;
 use ringmill_tests::net::{DATAGRAM_LEN_MAX, random_bytes};
+use ringmill_tests::program::until;
 
-use crate::process::{Nat, Stopped, assert_silent, at, exchange, receive, roomy_socket};
+use crate::process::{Nat, Stopped, assert_silent, at, count, exchange, receive, roomy_socket};
 
 /// Datagrams of a measurement.
 const COUNT: u64 = 100_000;
@@ -553,6 +554,42 @@ fn bounded_queues() {
             0,
             "{driver}"
         );
+    }
+}
+
+/// What waits for an entry that ends is counted, wherever it waits.
+#[test]
+fn what_waits_for_an_entry_that_ends() {
+    for driver in drivers() {
+        for spec in [
+            "delay=300ms",
+            "reorder=100%/20,hold=300ms",
+            "rate=8kbit,per-flow",
+            "rate=8kbit",
+        ] {
+            let bench = Bench::start(&["--forward", spec, "--driver", driver]);
+            for index in 0..10 {
+                let sent = payload(index, 100);
+                bench
+                    .client
+                    .send_to(&sent, bench.nat.address())
+                    .expect("send");
+            }
+            bench
+                .nat
+                .until_count("counters.forward_received_datagrams", 10);
+            let context = format!("{driver}, {spec}");
+            assert_eq!(bench.nat.order("clear")["dropped"], 1, "{context}");
+            until(&format!("{context}: what waited to be counted"), || {
+                let info = bench.nat.info();
+                let ended = count(&info, "counters.dropped_entry_ended");
+                let sent = count(&info, "counters.forward_sent_datagrams");
+                (ended + sent == 10 && ended >= 5).then_some(())
+            });
+            let stopped = bench.nat.stop();
+            assert_eq!(stopped.count("counters.held_datagrams"), 0, "{context}");
+            assert_eq!(stopped.count("counters.held_bytes"), 0, "{context}");
+        }
     }
 }
 
