@@ -143,8 +143,11 @@ fn every_word_at_a_terminal() {
         assert_eq!(
             lines,
             [
-                ">> exit",
-                "NAT stopped. 12 forwarded messages, 12 backwarded"
+                ">> exit".to_owned(),
+                format!(
+                    "NAT {} stopped. 12 forwarded messages, 12 backwarded",
+                    bench.nat
+                )
             ],
             "{program}"
         );
@@ -196,7 +199,8 @@ fn the_lines_of_the_original_at_its_start() {
     bench.clients.truncate(0);
     bench.terminal.press(&[3]);
     let (code, lines) = bench.terminal.wait(PATIENCE);
-    assert_eq!(lines, ["NAT stopped. 0 forwarded messages, 0 backwarded"]);
+    let stopped = format!("NAT {nat} stopped. 0 forwarded messages, 0 backwarded");
+    assert_eq!(lines, [stopped]);
     assert_eq!(code, Some(0));
 }
 

@@ -654,12 +654,15 @@ impl Running {
         if let (Value::Object(event), Value::Object(info)) = (&mut event, json!(info)) {
             event.extend(info);
         }
+        let own: Vec<_> = self.own.iter().map(SocketAddr::to_string).collect();
         say(
             self.json,
             &event,
             format_args!(
-                "NAT stopped. {} forwarded messages, {} backwarded",
-                info.counters.forward_sent_datagrams, info.counters.backward_sent_datagrams
+                "NAT {} stopped. {} forwarded messages, {} backwarded",
+                own.join(" "),
+                info.counters.forward_sent_datagrams,
+                info.counters.backward_sent_datagrams
             ),
         );
         Ok(if asked > 1 {
