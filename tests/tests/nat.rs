@@ -16,3 +16,5 @@ mod forwarding;
 mod impairments;
 #[path = "nat/process.rs"]
 mod process;
+#[path = "nat/properties.rs"]
+mod properties;

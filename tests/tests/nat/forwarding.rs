@@ -182,6 +182,35 @@ fn ecn_passes_unchanged_or_bleached() {
     }
 }
 
+/// A managed queue marks what can be marked and drops nothing of it.
+#[test]
+fn queues_mark_congestion() {
+    const COUNT: u64 = 200;
+    for driver in drivers() {
+        for queue in ["codel=1ms/10ms,ecn", "red=100/60k/100%,ecn"] {
+            let server = roomy_socket("127.0.0.1:0");
+            let spec = format!("rate=4Mbit,queue=1M,{queue}");
+            let nat = Nat::start(&[at(&server)], &["--forward", &spec, "--driver", driver]);
+            let client = datagram_socket("127.0.0.1:0");
+            tell_ecn(&server);
+            set_ecn(&client, 2);
+            for _ in 0..COUNT {
+                client
+                    .send_to(&random_bytes(500), nat.address())
+                    .expect("send");
+            }
+            let arrived: Vec<u8> = (0..COUNT).map(|_| receive_ecn(&server)).collect();
+            let marked = arrived.iter().filter(|ecn| **ecn == 3).count() as u64;
+            let whole = arrived.iter().filter(|ecn| **ecn == 2).count() as u64;
+            assert_eq!(marked + whole, COUNT, "{driver}, {queue}: {arrived:?}");
+            assert!(marked > 0, "{driver}, {queue}");
+            let stopped = nat.stop();
+            assert_eq!(stopped.count("forward.marked"), marked, "{driver}, {queue}");
+            assert_eq!(stopped.count("forward.passed"), COUNT, "{driver}, {queue}");
+        }
+    }
+}
+
 #[test]
 fn sources_and_ports_are_those_that_were_given() {
     for driver in drivers() {

@@ -45,7 +45,6 @@ pub(crate) struct Nat {
 /// How it ended.
 #[derive(Debug)]
 pub(crate) struct Stopped {
-    pub(crate) code: i32,
     /// Its last line.
     pub(crate) last: Value,
     /// The lines before it that nobody had read.
@@ -142,14 +141,6 @@ impl Nat {
         });
     }
 
-    /// Waits until a destination (by number) is in a state.
-    pub(crate) fn until_state(&self, destination: usize, state: &str) {
-        let mut client = Client::connect(&self.control);
-        until(&format!("destination {destination} {state}"), || {
-            (client.ask("info")["destinations"][destination]["state"] == state).then_some(())
-        });
-    }
-
     /// Its next event of this kind.
     pub(crate) fn event(&mut self, event: &str) -> Value {
         self.running.line_where(event, |line| {
@@ -173,7 +164,6 @@ impl Nat {
         assert!(!self.control.exists(), "the control socket is still there");
         assert_conserved(&last);
         Stopped {
-            code,
             last,
             lines,
             stderr,
@@ -190,13 +180,10 @@ impl Stopped {
 
 /// A count in a JSON object, by its path.
 pub(crate) fn count(value: &Value, path: &str) -> u64 {
-    let step = |value: &'_ Value, key: &str| match key.parse::<usize>() {
-        Ok(index) => value[index].clone(),
-        Err(_) => value[key].clone(),
-    };
-    let found = path
-        .split('.')
-        .fold(value.clone(), |value, key| step(&value, key));
+    let found = path.split('.').fold(value, |value, key| match key.parse() {
+        Ok::<usize, _>(index) => &value[index],
+        Err(_) => &value[key],
+    });
     found
         .as_u64()
         .unwrap_or_else(|| panic!("no {path} in {value}"))
