@@ -18,3 +18,5 @@ mod impairments;
 mod process;
 #[path = "nat/properties.rs"]
 mod properties;
+#[path = "nat/rebinding.rs"]
+mod rebinding;
