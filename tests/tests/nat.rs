@@ -14,6 +14,8 @@ mod control;
 mod forwarding;
 #[path = "nat/impairments.rs"]
 mod impairments;
+#[path = "nat/namespaces.rs"]
+mod namespaces;
 #[path = "nat/process.rs"]
 mod process;
 #[path = "nat/properties.rs"]
