@@ -7,7 +7,7 @@ use std::os::fd::AsRawFd as _;
 use nix::sys::socket::{ControlMessageOwned, MsgFlags, SockaddrStorage, recvmsg};
 use ringmill_tests::drivers;
 use ringmill_tests::net::{DATAGRAM_LEN_MAX, datagram_socket, has_ipv6, random_bytes};
-use ringmill_tests::program::{PATIENCE, Running, command};
+use ringmill_tests::program::{PATIENCE, Running, command, until};
 use socket2::SockRef;
 
 use crate::process::{Nat, at, exchange, receive, roomy_socket};
@@ -252,8 +252,10 @@ fn sources_and_ports_are_those_that_were_given() {
             let two = port(&clients[1]);
             let three = port(&clients[2]);
             // The first entry ends, then the second: its port is the latest that became free.
-            nat.order("clear 1");
-            nat.order("clear 1");
+            for ended in [one, two] {
+                nat.order("clear 1");
+                until("the port to be free", || UdpSocket::bind(ended).ok());
+            }
             let next = port(&clients[3]);
             let last = port(&clients[0]);
             let all = [one, two, three, next];
@@ -272,6 +274,9 @@ fn sources_and_ports_are_those_that_were_given() {
             fifth.send_to(b"?", nat.address()).expect("send");
             nat.until_count("counters.dropped_no_socket", 1);
             nat.order("clear 1");
+            until("a port to be free", || {
+                all.iter().find(|port| UdpSocket::bind(port).is_ok())
+            });
             exchange(&fifth, nat.address(), &server, b"hello");
             let stopped = nat.stop();
             assert_eq!(stopped.count("counters.dropped_no_socket"), 1, "{driver}");
