@@ -382,14 +382,51 @@ fn a_stall_shows_in_the_response_time_of_every_message_it_delayed() {
 }
 
 #[test]
-fn a_number_of_messages_ends_the_run() {
+fn a_number_of_messages_is_sent_exactly_and_ends_the_run() {
     for driver in drivers() {
-        let server = Server::start(&["tcp://127.0.0.1:0"], &["--driver", driver]);
-        let flags = ["-c", "2", "-m", "1000", "-d", "60s", "--driver", driver];
+        let server = Server::start(
+            &["tcp://127.0.0.1:0", "udp://127.0.0.1:0"],
+            &["--driver", driver],
+        );
+        let ways: [&[&str]; 6] = [
+            &["-c", "2"],
+            &["-c", "3", "--depth", "16", "--shards", "2"],
+            // More connections than messages are left for.
+            &["-c", "300", "--depth", "8", "--shards", "2"],
+            &["-c", "1", "--shards", "2", "--warmup", "200ms"],
+            &["-c", "7", "--rate", "5k", "--shards", "2"],
+            &["-c", "7", "--rate", "5k", "--poisson", "--warmup", "100ms"],
+        ];
+        for endpoint in [server.endpoint(0), server.endpoint(1)] {
+            for way in ways {
+                let flags = ["--messages", "1000", "-d", "60s", "--driver", driver];
+                let load = Load::run(endpoint, &[&flags[..], way].concat());
+                let context = format!("{endpoint} {way:?} {load:#?}");
+                assert_eq!(load.code, 0, "{context}");
+                assert_eq!(load.count("messages_sent"), 1000, "{context}");
+                assert_eq!(load.report["settings"]["messages"], 1000, "{context}");
+                let lost = load.report["datagrams"]["lost"].as_u64().unwrap_or(0);
+                assert_eq!(load.count("messages") + lost, 1000, "{context}");
+                let answered = |line: &serde_json::Value| line["messages"].as_u64();
+                let in_intervals: u64 = load.lines.iter().filter_map(answered).sum();
+                assert_eq!(in_intervals, load.count("messages"), "{context}");
+                assert!(
+                    load.report["errors"]
+                        .as_object()
+                        .is_some_and(|e| e.is_empty())
+                );
+                let seconds = load.report["duration_s"].as_f64();
+                assert!(seconds < Some(30.0), "{context}");
+            }
+        }
+        // The end of the time comes first.
+        let flags = [
+            "-m", "1000", "--rate", "100", "-d", "300ms", "--driver", driver,
+        ];
         let load = Load::run(server.endpoint(0), &flags);
         load.assert_clean();
-        assert!(load.count("messages") >= 1000, "{load:#?}");
-        let seconds = load.report["duration_s"].as_f64();
-        assert!(seconds < Some(30.0), "{load:#?}");
+        assert!(load.count("messages_sent") <= 31, "{load:#?}");
+        assert!(load.stderr.contains("of 1000 messages"), "{load:#?}");
+        assert!(load.stderr.contains("--duration"), "{load:#?}");
     }
 }

@@ -11,7 +11,7 @@ use anyhow::{Context as _, Result, bail};
 use clap::{Args, Subcommand};
 use indicatif::{ProgressBar, ProgressStyle};
 use ringmill_engine::time::{from_duration, monotonic_now};
-use ringmill_engine::{Address, Controller, Engine, Limits, Service};
+use ringmill_engine::{Address, Controller, Engine, Limits, Nanos, Service};
 use ringmill_protocols::load::{
     Arrivals, Command, Config, DatagramLoad, Flood, FloodConfig, MESSAGE_LEN_MAX, Phase, Published,
     Shared, StreamLoad,
@@ -96,7 +96,8 @@ pub struct EchoArgs {
     #[arg(long)]
     pub no_verify: bool,
 
-    /// End after this many answers.
+    /// Send exactly this many messages (those of the warm-up not counted) and end when they are
+    /// answered, or when --duration is over.
     #[arg(long, short = 'm', value_name = "N", value_parser = units::parse_count)]
     pub messages: Option<u64>,
 
@@ -281,7 +282,7 @@ fn echo(args: &EchoArgs) -> Result<Exit> {
         let controller = service.controller();
         (builder.service(service).start()?, controller)
     };
-    let settings = BTreeMap::from([
+    let mut settings = BTreeMap::from([
         ("connections".to_owned(), json!(args.connections)),
         ("size".to_owned(), json!(args.size)),
         ("depth".to_owned(), json!(depth)),
@@ -299,6 +300,9 @@ fn echo(args: &EchoArgs) -> Result<Exit> {
         ("sources".to_owned(), json!(args.sources)),
         ("seed".to_owned(), json!(args.seed)),
     ]);
+    if let Some(messages) = args.messages {
+        settings.insert("messages".to_owned(), json!(messages));
+    }
     let run = Run {
         args: &args.run,
         workload: "echo",
@@ -448,7 +452,11 @@ impl Run<'_> {
         }
         let server = crate::report::server::Server::find(self.endpoint, self.args.server_stats);
 
-        let start = monotonic_now() + from_duration(HEAD_START);
+        let clock = (Instant::now(), monotonic_now());
+        // A moment on the shards' clock, from now on.
+        let instant =
+            |moment: Nanos| clock.0 + Duration::from_nanos(moment.saturating_sub(clock.1));
+        let start = clock.1 + from_duration(HEAD_START);
         let measure = start + from_duration(self.args.warmup);
         let end = measure + from_duration(self.args.duration);
         self.tell(Command::Begin {
@@ -459,20 +467,28 @@ impl Run<'_> {
         let mut log = self.open_log()?;
         let mut lines = JsonLines::new(std::io::stdout());
 
-        let warmup_end = Instant::now() + HEAD_START + self.args.warmup;
-        self.sleep_until(warmup_end, &signals);
+        let measure_begin = instant(measure);
+        self.sleep_until(measure_begin, &signals);
         let before = Sample::take(server.as_ref());
         if self.args.json {
             println!("{}", json!({ "type": "measuring" }));
         }
         let mut intervals = Vec::new();
-        let mut last = self.read();
-        let mut last_at = before.at;
-        let measure_end = before.at + self.args.duration;
-        while Instant::now() < measure_end && signals.count() == 0 && !self.all(Phase::Done) {
+        // A short run may be over by now: what is counted only from `measure` on counts from zero.
+        let mut last = Published::new();
+        last.failures = self.read().failures;
+        let mut last_at = measure_begin;
+        let measure_end = instant(end);
+        loop {
             self.sleep_until(measure_end.min(last_at + Duration::from_secs(1)), &signals);
-            let (now, now_at) = (self.read(), Instant::now());
-            let interval = self.interval(&last, &now, last_at - before.at, now_at - last_at);
+            // Looked at before reading: nothing is published after it.
+            let done = self.all(Phase::Done);
+            let now = self.read();
+            let now_at = match instant(now.tally.measured_until) {
+                until if done && until > last_at => until,
+                _ => Instant::now().max(last_at),
+            };
+            let interval = self.interval(&last, &now, last_at - measure_begin, now_at - last_at);
             if let Some(log) = &mut log {
                 for (kind, after, earlier) in [
                     (LatencyKind::Response, &now.response, &last.response),
@@ -482,7 +498,7 @@ impl Run<'_> {
                     histogram
                         .subtract(earlier)
                         .context("histograms only grow")?;
-                    log.interval(kind, last_at - before.at, now_at - last_at, &histogram)?;
+                    log.interval(kind, last_at - measure_begin, now_at - last_at, &histogram)?;
                 }
             }
             progress.interval(&interval, self.datagrams);
@@ -491,15 +507,14 @@ impl Run<'_> {
             }
             intervals.push(interval);
             (last, last_at) = (now, now_at);
-            if self
-                .messages
-                .is_some_and(|wanted| last.tally.answered >= wanted)
-            {
+            if done || last_at >= measure_end || signals.count() > 0 {
                 break;
             }
         }
         let after = Sample::take(server.as_ref());
-        self.tell(Command::End);
+        if signals.count() > 0 {
+            self.tell(Command::End);
+        }
         let patience = Instant::now() + END_PATIENCE;
         while !self.all(Phase::Done) && Instant::now() < patience && signals.count() < 2 {
             std::thread::park_timeout(Duration::from_millis(5));
@@ -514,7 +529,11 @@ impl Run<'_> {
         }
         progress.clear();
 
-        let report = self.report(&published, intervals, &before, &after);
+        let measured = match instant(published.tally.measured_until) {
+            until if until > measure_begin => until - measure_begin,
+            _ => after.at - before.at,
+        };
+        let report = self.report(&published, intervals, measured, &before, &after);
         if self.args.json {
             lines.report(&report)?;
         } else {
@@ -547,6 +566,20 @@ impl Run<'_> {
                 eprintln!("ringmill: --fail-if {condition}: {}", verdict.words());
                 exit = Exit::Condition;
             }
+        }
+        if let Some(wanted) = self.messages
+            && report.messages_sent < wanted
+            && signals.count() == 0
+        {
+            let why = if report.duration_s >= self.args.duration.as_secs_f64() {
+                "the time was over; a longer --duration lets the others through"
+            } else {
+                "no connection was left for the others"
+            };
+            eprintln!(
+                "ringmill: only {} of {wanted} messages were sent: {why}",
+                report.messages_sent
+            );
         }
         let wrong = report.wrong_bytes.unwrap_or(0);
         if wrong > 0 {
@@ -630,7 +663,10 @@ impl Run<'_> {
             if left.is_zero() {
                 return;
             }
-            std::thread::park_timeout(left.min(Duration::from_millis(50)));
+            // The end of a number of messages has no event: how often it is looked for is how
+            // exact the length of such a run is.
+            let look = if self.messages.is_some() { 2 } else { 50 };
+            std::thread::park_timeout(left.min(Duration::from_millis(look)));
         }
     }
 
@@ -687,6 +723,7 @@ impl Run<'_> {
         &self,
         published: &Published,
         intervals: Vec<Interval>,
+        measured: Duration,
         before: &Sample,
         after: &Sample,
     ) -> Report {
@@ -791,7 +828,7 @@ impl Run<'_> {
             endpoint: self.endpoint.to_string(),
             settings,
             environment: Environment::collect(),
-            duration_s: elapsed,
+            duration_s: measured.as_secs_f64(),
             warmup_s: self.args.warmup.as_secs_f64(),
             connections: Connections {
                 opened: tally.opened,

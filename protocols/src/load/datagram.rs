@@ -165,12 +165,15 @@ impl DatagramLoad {
         }
     }
 
-    /// Sends one datagram from each place in `ready`: as few sends as possible.
+    /// Sends one datagram from each place in `ready`, as far as the budget goes: as few sends as
+    /// possible.
     fn send_ready(&mut self, ctx: &mut Context<'_, Command>, at: usize, intended: Nanos) {
         let len = self.config.message_len;
-        let now = ctx.now();
+        let now = self.recorder.stamp(ctx.now());
         let at_once = ctx.segments_max(len);
         let flow = &mut self.flows[at];
+        let allowed = self.recorder.allowance(self.ready.len());
+        flow.free.extend(self.ready.drain(allowed..));
         for places in self.ready.chunks(at_once) {
             let total = places.len() * len;
             let mut filled = ctx.fill().filter(|buffer| buffer.len() >= total);
@@ -239,12 +242,16 @@ impl DatagramLoad {
         self.skipped = pacer.ticks_skipped();
         ctx.set_timer(pacer.next_intended(), PACE);
         self.send_backlog(ctx);
+        self.check_spent(ctx);
     }
 
     fn send_backlog(&mut self, ctx: &mut Context<'_, Command>) {
         let mut tried = 0;
         while let Some(&intended) = self.backlog.front() {
             if tried == self.flows.len() {
+                return;
+            }
+            if self.recorder.is_spent() {
                 return;
             }
             self.next = (self.next + 1) % self.flows.len();
@@ -296,6 +303,7 @@ impl DatagramLoad {
         }
         ctx.set_timer(now + SWEEP_INTERVAL, SWEEP);
         self.pace(ctx);
+        self.check_spent(ctx);
     }
 
     /// Counts what has waited too long as lost, and sends anew in its place.
@@ -326,6 +334,7 @@ impl DatagramLoad {
         if !self.done {
             ctx.set_timer(now + SWEEP_INTERVAL, SWEEP);
         }
+        self.check_spent(ctx);
         self.check_done(ctx);
     }
 
@@ -373,7 +382,7 @@ impl DatagramLoad {
             return;
         }
         self.ended = true;
-        self.recorder.end_measuring(self.backlog.len());
+        self.recorder.end_measuring(ctx.now(), self.backlog.len());
         self.recorder.publish();
         self.recorder.set_phase(Phase::Ending);
         self.backlog.clear();
@@ -382,6 +391,20 @@ impl DatagramLoad {
             GIVE_UP,
         );
         self.check_done(ctx);
+    }
+
+    /// When the last message of the budget has been sent, nothing more is; when its answers are
+    /// there too, the run ends. Without any flows nobody will ever spend it.
+    fn check_spent(&mut self, ctx: &mut Context<'_, Command>) {
+        let nobody = self.recorder.has_budget() && self.flows.is_empty();
+        if self.ended || !(nobody || self.recorder.is_spent()) {
+            return;
+        }
+        self.pacer = None;
+        self.backlog.clear();
+        if self.outstanding == 0 {
+            self.end(ctx);
+        }
     }
 
     fn check_done(&mut self, ctx: &mut Context<'_, Command>) {
@@ -452,6 +475,8 @@ impl Protocol for DatagramLoad {
         self.first = (0..shard)
             .map(|before| Config::share(self.config.connections, before, shards))
             .sum();
+        self.recorder
+            .set_budget(self.config.budget(self.first, self.share));
         ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
         self.open_more(ctx);
     }
@@ -480,6 +505,7 @@ impl Protocol for DatagramLoad {
             self.flows[at].free.extend_from_slice(&freed);
             self.send_backlog(ctx);
         }
+        self.check_spent(ctx);
         self.check_done(ctx);
     }
 
@@ -499,6 +525,7 @@ impl Protocol for DatagramLoad {
                     self.recorder.begin_measuring(ctx.now());
                 }
                 ctx.set_timer(self.end_at, END);
+                self.check_spent(ctx);
             }
             END => self.end(ctx),
             GIVE_UP if !self.done => self.finish(ctx),

@@ -64,7 +64,8 @@ pub struct Config {
     pub sources: Vec<IpAddr>,
     /// A datagram without an answer for this long is lost.
     pub datagram_timeout: Nanos,
-    /// Ends the run after this many answers over all shards.
+    /// Messages of the measured time over all shards: no more are sent, and when their answers are
+    /// there, the run ends. It ends at the end of its time if that comes first.
     pub messages: Option<u64>,
     /// Seed of the arrivals.
     pub seed: u64,
@@ -77,6 +78,15 @@ impl Config {
     fn share(total: usize, shard: u16, shards: u16) -> usize {
         let (shard, shards) = (usize::from(shard), usize::from(shards));
         total / shards + usize::from(shard < total % shards)
+    }
+
+    /// The part of [`Config::messages`] that belongs to a shard: that of its connections, whose
+    /// numbers begin with `first` and are `share`. The parts of all shards add up exactly.
+    fn budget(&self, first: usize, share: usize) -> Option<u64> {
+        let messages = u128::from(self.messages?);
+        let connections = self.connections.max(1) as u128;
+        let until = |number: usize| messages * number as u128 / connections;
+        Some((until(first + share) - until(first)) as u64)
     }
 
     /// The local address of a connection.
@@ -98,7 +108,7 @@ pub enum Command {
         /// When the last message may be sent.
         end: Nanos,
     },
-    /// End now: the user interrupted, or the wanted number of messages has been answered.
+    /// End now: the user interrupted.
     End,
 }
 
@@ -113,6 +123,48 @@ mod tests {
                 .map(|shard| Config::share(total, shard, shards))
                 .sum();
             assert_eq!(sum, total, "{total} over {shards}");
+        }
+    }
+
+    #[test]
+    fn budgets_add_up_and_follow_the_connections() {
+        for (messages, connections, shards, expected) in [
+            (1000, 2, 1, &[1000][..]),
+            (1000, 1, 2, &[1000, 0]),
+            (1000, 100, 2, &[500, 500]),
+            (1000, 10, 3, &[400, 300, 300]),
+            (1, 3, 3, &[0, 0, 1]),
+            (0, 3, 2, &[0, 0]),
+            (u64::MAX, 3, 3, &[u64::MAX / 3; 3]),
+        ] {
+            let config = Config {
+                target: Address::Ip(SocketAddr::from(([127, 0, 0, 1], 7))),
+                connections,
+                message_len: 1,
+                depth: 1,
+                arrivals: Arrivals::Closed,
+                verify: true,
+                sources: Vec::new(),
+                datagram_timeout: 1,
+                messages: Some(messages),
+                seed: 0,
+                reset_on_close: false,
+            };
+            let mut first = 0;
+            let budgets: Vec<u64> = (0..shards)
+                .map(|shard| {
+                    let share = Config::share(connections, shard, shards);
+                    first += share;
+                    config.budget(first - share, share).expect("a budget")
+                })
+                .collect();
+            assert_eq!(budgets, expected, "{messages} over {connections}");
+            assert_eq!(budgets.iter().sum::<u64>(), messages);
+            let unlimited = Config {
+                messages: None,
+                ..config
+            };
+            assert_eq!(unlimited.budget(0, connections), None);
         }
     }
 }

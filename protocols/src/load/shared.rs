@@ -59,6 +59,8 @@ pub struct Tally {
     pub unsent: u64,
     /// Largest delay of a send behind its schedule, ns.
     pub lateness_max_ns: u64,
+    /// When counting ended, on the monotonic clock; 0 before.
+    pub measured_until: Nanos,
 }
 
 impl Tally {
@@ -78,6 +80,7 @@ impl Tally {
         self.unknown += other.unknown;
         self.unsent += other.unsent;
         self.lateness_max_ns = self.lateness_max_ns.max(other.lateness_max_ns);
+        self.measured_until = self.measured_until.max(other.measured_until);
     }
 }
 
@@ -195,6 +198,8 @@ pub(super) struct Recorder {
     trailing: bool,
     /// Response and service time are the same: one histogram is kept.
     closed_loop: bool,
+    /// Messages that may still be sent in the measured time; any number without.
+    budget: Option<u64>,
 }
 
 impl Recorder {
@@ -209,7 +214,40 @@ impl Recorder {
             measured_from: Nanos::MAX,
             trailing: false,
             closed_loop,
+            budget: None,
         }
+    }
+
+    /// No more than so many messages are to be sent in the measured time.
+    pub(super) fn set_budget(&mut self, messages: Option<u64>) {
+        self.budget = messages;
+    }
+
+    /// How many of `wanted` messages may be sent now. A warm-up uses nothing of the budget.
+    #[inline]
+    pub(super) fn allowance(&self, wanted: usize) -> usize {
+        match self.budget {
+            Some(left) if self.measuring => wanted.min(usize::try_from(left).unwrap_or(wanted)),
+            _ => wanted,
+        }
+    }
+
+    /// Whether the last message of the budget has been sent.
+    #[inline]
+    pub(super) fn is_spent(&self) -> bool {
+        self.measuring && self.budget == Some(0)
+    }
+
+    /// Whether there is a budget at all.
+    pub(super) fn has_budget(&self) -> bool {
+        self.budget.is_some()
+    }
+
+    /// What is noted as the time of a send at `now`. Messages of the warm-up stay told apart also
+    /// when they leave in the very turn in which counting begins.
+    #[inline]
+    pub(super) fn stamp(&self, now: Nanos) -> Nanos {
+        now.saturating_sub(Nanos::from(!self.measuring))
     }
 
     /// Counting begins.
@@ -219,8 +257,9 @@ impl Recorder {
     }
 
     /// Counting ends, with so many messages of the schedule not sent.
-    pub(super) fn end_measuring(&mut self, unsent: usize) {
+    pub(super) fn end_measuring(&mut self, now: Nanos, unsent: usize) {
         if std::mem::take(&mut self.measuring) {
+            self.tally.measured_until = now;
             self.trailing = true;
             self.tally.unsent += unsent as u64;
         }
@@ -238,6 +277,10 @@ impl Recorder {
     #[inline]
     pub(super) fn answered(&mut self, now: Nanos, intended: Nanos, sent: Nanos, bytes: usize) {
         if self.measuring {
+            // Of so many messages there are as many answers: those to the warm-up are none of them.
+            if self.budget.is_some() && sent < self.measured_from {
+                return;
+            }
             self.tally.answered += 1;
             self.tally.bytes += bytes as u64;
         } else if !self.trailing {
@@ -250,11 +293,14 @@ impl Recorder {
         }
     }
 
-    /// Notes a message that was sent; `intended` is when it should have been.
+    /// Notes messages that were sent.
     #[inline]
     pub(super) fn sent(&mut self, count: u64) {
         if self.measuring {
             self.tally.sent += count;
+            if let Some(left) = &mut self.budget {
+                *left = left.saturating_sub(count);
+            }
         }
     }
 

@@ -129,7 +129,7 @@ impl StreamLoad {
         }
     }
 
-    /// Sends `count` messages on one connection now.
+    /// Sends `count` messages on one connection now, or as many as the budget allows.
     #[inline]
     fn send(
         &mut self,
@@ -138,8 +138,9 @@ impl StreamLoad {
         count: usize,
         intended: Nanos,
     ) -> bool {
+        let count = self.recorder.allowance(count);
         let len = self.config.message_len;
-        let now = ctx.now();
+        let now = self.recorder.stamp(ctx.now());
         let connection = &mut self.connections[stream.index()];
         let mut left = count * len;
         while left > 0 {
@@ -188,6 +189,7 @@ impl StreamLoad {
         self.skipped = pacer.ticks_skipped();
         ctx.set_timer(pacer.next_intended(), PACE);
         self.send_backlog(ctx);
+        self.check_spent(ctx);
     }
 
     fn send_backlog(&mut self, ctx: &mut Context<'_, Command>) {
@@ -199,6 +201,9 @@ impl StreamLoad {
             self.next = (self.next + 1) % self.open.len();
             let stream = self.open[self.next];
             let connection = &self.connections[stream.index()];
+            if self.recorder.is_spent() {
+                return;
+            }
             if connection.outstanding.len() >= self.config.depth {
                 tried += 1;
                 continue;
@@ -249,6 +254,7 @@ impl StreamLoad {
             _ => None,
         };
         self.pace(ctx);
+        self.check_spent(ctx);
     }
 
     /// Nothing more is sent; when all answers are there, the connections are closed.
@@ -257,12 +263,26 @@ impl StreamLoad {
             return;
         }
         self.ended = true;
-        self.recorder.end_measuring(self.backlog.len());
+        self.recorder.end_measuring(ctx.now(), self.backlog.len());
         self.recorder.publish();
         self.recorder.set_phase(Phase::Ending);
         self.backlog.clear();
         ctx.set_timer(ctx.now() + GRACE, GIVE_UP);
         self.check_done(ctx);
+    }
+
+    /// When the last message of the budget has been sent, nothing more is; when its answers are
+    /// there too, the run ends. Without any open nobody will ever spend it.
+    fn check_spent(&mut self, ctx: &mut Context<'_, Command>) {
+        let nobody = self.recorder.has_budget() && self.open.is_empty();
+        if self.ended || !(nobody || self.recorder.is_spent()) {
+            return;
+        }
+        self.pacer = None;
+        self.backlog.clear();
+        if self.outstanding == 0 {
+            self.end(ctx);
+        }
     }
 
     fn check_done(&mut self, ctx: &mut Context<'_, Command>) {
@@ -298,6 +318,8 @@ impl Protocol for StreamLoad {
         self.first = (0..shard)
             .map(|before| Config::share(self.config.connections, before, shards))
             .sum();
+        self.recorder
+            .set_budget(self.config.budget(self.first, self.share));
         ctx.set_timer(ctx.now() + PUBLISH_INTERVAL, PUBLISH);
         self.open_more(ctx);
     }
@@ -355,11 +377,14 @@ impl Protocol for StreamLoad {
         }
         if self.ended {
             self.check_done(ctx);
-        } else if complete > 0 && self.config.arrivals == Arrivals::Closed {
+            return;
+        }
+        if complete > 0 && self.config.arrivals == Arrivals::Closed {
             self.send(ctx, stream, complete, now);
         } else if !self.backlog.is_empty() {
             self.send_backlog(ctx);
         }
+        self.check_spent(ctx);
     }
 
     fn closed(&mut self, ctx: &mut Context<'_, Command>, stream: StreamId, reason: Closed) {
@@ -406,6 +431,7 @@ impl Protocol for StreamLoad {
         if self.running && self.open.is_empty() {
             self.end(ctx);
         }
+        self.check_spent(ctx);
         self.check_done(ctx);
     }
 
@@ -421,6 +447,7 @@ impl Protocol for StreamLoad {
                     self.recorder.begin_measuring(ctx.now());
                 }
                 ctx.set_timer(self.end_at, END);
+                self.check_spent(ctx);
             }
             END => self.end(ctx),
             GIVE_UP if !self.done => self.finish(ctx),
