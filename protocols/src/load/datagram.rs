@@ -5,19 +5,19 @@
 //! the rest), or with as many of them as fit, and goes on with the pattern. So every answer is
 //! matched exactly, and lost, late, doubled and reordered datagrams are told apart.
 
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
-use ringmill_engine::pacer::Pacer;
 use ringmill_engine::{
     Address, Context, Datagram, Nanos, Open, Payload, Protocol, ShardId, SocketId, Transmit,
     error_name,
 };
 
 use super::pattern;
+use super::schedule::Schedule;
 use super::shared::{Phase, Recorder, Shared};
-use super::{Arrivals, BACKLOG_MAX, Command, Config, GRACE, PUBLISH_INTERVAL};
+use super::{Arrivals, Command, Config, GRACE, PUBLISH_INTERVAL};
 
 const PUBLISH: u64 = 0;
 const BEGIN: u64 = 1;
@@ -71,10 +71,7 @@ pub struct DatagramLoad {
     share: usize,
     begun: usize,
     first: usize,
-    pacer: Option<Pacer>,
-    backlog: VecDeque<Nanos>,
-    /// Of the ticks that the pacer gave up, those that are counted.
-    skipped: u64,
+    schedule: Schedule,
     /// Places of the flow at hand that are to be sent in this turn.
     ready: Vec<u16>,
     running: bool,
@@ -99,9 +96,7 @@ impl DatagramLoad {
             share: 0,
             begun: 0,
             first: 0,
-            pacer: None,
-            backlog: VecDeque::new(),
-            skipped: 0,
+            schedule: Schedule::new(),
             ready: Vec::new(),
             running: false,
             ended: false,
@@ -225,29 +220,19 @@ impl DatagramLoad {
         if self.ended {
             return;
         }
-        let Some(pacer) = &mut self.pacer else { return };
-        if self.ended {
-            return;
-        }
         // A late turn must not send what was meant for after the end.
         let now = ctx.now().min(self.end_at);
-        while let Some(intended) = pacer.pop_due(now) {
-            if self.backlog.len() < BACKLOG_MAX {
-                self.backlog.push_back(intended);
-            } else {
-                self.recorder.tally.unsent += 1;
-            }
-        }
-        self.recorder.tally.unsent += pacer.ticks_skipped() - self.skipped;
-        self.skipped = pacer.ticks_skipped();
-        ctx.set_timer(pacer.next_intended(), PACE);
+        let Some(next) = self.schedule.advance(now, &mut self.recorder) else {
+            return;
+        };
+        ctx.set_timer(next, PACE);
         self.send_backlog(ctx);
         self.check_spent(ctx);
     }
 
     fn send_backlog(&mut self, ctx: &mut Context<'_, Command>) {
         let mut tried = 0;
-        while let Some(&intended) = self.backlog.front() {
+        while let Some(intended) = self.schedule.oldest() {
             if tried == self.flows.len() {
                 return;
             }
@@ -260,12 +245,7 @@ impl DatagramLoad {
                 continue;
             };
             tried = 0;
-            self.backlog.pop_front();
-            if self.recorder.measuring {
-                let lateness = ctx.now().saturating_sub(intended);
-                self.recorder.tally.lateness_max_ns =
-                    self.recorder.tally.lateness_max_ns.max(lateness);
-            }
+            self.schedule.sent(ctx.now(), &mut self.recorder);
             self.ready.push(place);
             self.send_ready(ctx, self.next, intended);
         }
@@ -283,23 +263,13 @@ impl DatagramLoad {
         self.recorder.set_phase(Phase::Running);
         let now = ctx.now();
         let (shard, shards) = (ctx.shard(), ctx.shards());
-        let part = self.flows.len() as f64 / self.config.connections.max(1) as f64;
-        match self.config.arrivals {
-            Arrivals::Constant(rate) if rate * part > 0.0 => {
-                let offset = f64::from(shard) / f64::from(shards) * 1e9 / rate;
-                self.pacer = Pacer::constant(rate * part, now + offset as Nanos).ok();
+        self.schedule
+            .begin(&self.config, self.flows.len(), shard, shards, now);
+        if self.config.arrivals == Arrivals::Closed {
+            for at in 0..self.flows.len() {
+                self.ready = std::mem::take(&mut self.flows[at].free);
+                self.send_ready(ctx, at, now);
             }
-            Arrivals::Poisson(rate) if rate * part > 0.0 => {
-                self.pacer =
-                    Pacer::poisson(rate * part, now, self.config.seed ^ u64::from(shard)).ok();
-            }
-            Arrivals::Closed => {
-                for at in 0..self.flows.len() {
-                    self.ready = std::mem::take(&mut self.flows[at].free);
-                    self.send_ready(ctx, at, now);
-                }
-            }
-            _ => {}
         }
         ctx.set_timer(now + SWEEP_INTERVAL, SWEEP);
         self.pace(ctx);
@@ -382,10 +352,10 @@ impl DatagramLoad {
             return;
         }
         self.ended = true;
-        self.recorder.end_measuring(ctx.now(), self.backlog.len());
+        self.schedule.end(&mut self.recorder);
+        self.recorder.end_measuring(ctx.now());
         self.recorder.publish();
         self.recorder.set_phase(Phase::Ending);
-        self.backlog.clear();
         ctx.set_timer(
             ctx.now() + GRACE.max(self.config.datagram_timeout + SWEEP_INTERVAL),
             GIVE_UP,
@@ -400,8 +370,7 @@ impl DatagramLoad {
         if self.ended || !(nobody || self.recorder.is_spent()) {
             return;
         }
-        self.pacer = None;
-        self.backlog.clear();
+        self.schedule.drop_rest();
         if self.outstanding == 0 {
             self.end(ctx);
         }

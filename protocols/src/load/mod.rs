@@ -8,6 +8,7 @@
 mod datagram;
 mod flood;
 mod pattern;
+mod schedule;
 mod shared;
 mod stream;
 
@@ -24,9 +25,6 @@ pub use self::stream::StreamLoad;
 pub const MESSAGE_LEN_MAX: usize = pattern::WINDOW_MAX;
 /// Connects in flight on one shard: more only overflows the server's queue of new connections.
 const CONNECTS_IN_FLIGHT_MAX: usize = 256;
-/// Messages that may wait for a connection with room on one shard, in an open loop. Past it the
-/// server (or the client) is so far behind that the rest is counted as not sent.
-const BACKLOG_MAX: usize = 1 << 20;
 /// Between two publications to the control thread.
 const PUBLISH_INTERVAL: Nanos = 100_000_000;
 /// How long after the end answers are still awaited.

@@ -256,12 +256,26 @@ impl Recorder {
         self.measured_from = now;
     }
 
-    /// Counting ends, with so many messages of the schedule not sent.
-    pub(super) fn end_measuring(&mut self, now: Nanos, unsent: usize) {
+    /// Counting ends.
+    pub(super) fn end_measuring(&mut self, now: Nanos) {
         if std::mem::take(&mut self.measuring) {
             self.tally.measured_until = now;
             self.trailing = true;
-            self.tally.unsent += unsent as u64;
+        }
+    }
+
+    /// Notes messages of the schedule that will never be sent.
+    pub(super) fn unsent(&mut self, count: u64) {
+        if self.measuring {
+            self.tally.unsent += count;
+        }
+    }
+
+    /// Notes that a message left so much behind its schedule.
+    #[inline]
+    pub(super) fn late_by(&mut self, lateness: Nanos) {
+        if self.measuring {
+            self.tally.lateness_max_ns = self.tally.lateness_max_ns.max(lateness);
         }
     }
 

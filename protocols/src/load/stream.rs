@@ -6,14 +6,12 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use ringmill_engine::pacer::Pacer;
 use ringmill_engine::{Buffer, Closed, Connect, Context, Nanos, Protocol, Sent, ShardId, StreamId};
 
 use super::pattern;
+use super::schedule::Schedule;
 use super::shared::{Phase, Recorder, Shared};
-use super::{
-    Arrivals, BACKLOG_MAX, CONNECTS_IN_FLIGHT_MAX, Command, Config, GRACE, PUBLISH_INTERVAL,
-};
+use super::{Arrivals, CONNECTS_IN_FLIGHT_MAX, Command, Config, GRACE, PUBLISH_INTERVAL};
 
 const PUBLISH: u64 = 0;
 const BEGIN: u64 = 1;
@@ -54,11 +52,7 @@ pub struct StreamLoad {
     connect_paused: bool,
     /// This shard's connections are numbered from here.
     first: usize,
-    pacer: Option<Pacer>,
-    /// Intended times that wait for a connection with room.
-    backlog: VecDeque<Nanos>,
-    /// Of the ticks that the pacer gave up, those that are counted.
-    skipped: u64,
+    schedule: Schedule,
     running: bool,
     ended: bool,
     done: bool,
@@ -84,9 +78,7 @@ impl StreamLoad {
             in_flight: 0,
             connect_paused: false,
             first: 0,
-            pacer: None,
-            backlog: VecDeque::new(),
-            skipped: 0,
+            schedule: Schedule::new(),
             running: false,
             ended: false,
             done: false,
@@ -172,29 +164,19 @@ impl StreamLoad {
         if self.ended {
             return;
         }
-        let Some(pacer) = &mut self.pacer else { return };
-        if self.ended {
-            return;
-        }
         // A late turn must not send what was meant for after the end.
         let now = ctx.now().min(self.end_at);
-        while let Some(intended) = pacer.pop_due(now) {
-            if self.backlog.len() < BACKLOG_MAX {
-                self.backlog.push_back(intended);
-            } else {
-                self.recorder.tally.unsent += 1;
-            }
-        }
-        self.recorder.tally.unsent += pacer.ticks_skipped() - self.skipped;
-        self.skipped = pacer.ticks_skipped();
-        ctx.set_timer(pacer.next_intended(), PACE);
+        let Some(next) = self.schedule.advance(now, &mut self.recorder) else {
+            return;
+        };
+        ctx.set_timer(next, PACE);
         self.send_backlog(ctx);
         self.check_spent(ctx);
     }
 
     fn send_backlog(&mut self, ctx: &mut Context<'_, Command>) {
         let mut tried = 0;
-        while let Some(&intended) = self.backlog.front() {
+        while let Some(intended) = self.schedule.oldest() {
             if self.open.is_empty() || tried == self.open.len() {
                 return;
             }
@@ -213,12 +195,7 @@ impl StreamLoad {
                 continue;
             }
             tried = 0;
-            self.backlog.pop_front();
-            let lateness = ctx.now().saturating_sub(intended);
-            if self.recorder.measuring {
-                self.recorder.tally.lateness_max_ns =
-                    self.recorder.tally.lateness_max_ns.max(lateness);
-            }
+            self.schedule.sent(ctx.now(), &mut self.recorder);
         }
     }
 
@@ -233,26 +210,14 @@ impl StreamLoad {
         }
         self.recorder.set_phase(Phase::Running);
         let (shard, shards) = (ctx.shard(), ctx.shards());
-        // A shard's part of the rate is its part of the connections.
-        let part = self.open.len() as f64 / self.config.connections.max(1) as f64;
         let now = ctx.now();
-        self.pacer = match self.config.arrivals {
-            Arrivals::Constant(rate) if rate * part > 0.0 => {
-                // Shards start evenly spaced within one interval, not all at once.
-                let offset = f64::from(shard) / f64::from(shards) * 1e9 / rate;
-                Pacer::constant(rate * part, now + offset as Nanos).ok()
+        self.schedule
+            .begin(&self.config, self.open.len(), shard, shards, now);
+        if self.config.arrivals == Arrivals::Closed {
+            for stream in self.open.clone() {
+                self.send(ctx, stream, self.config.depth, now);
             }
-            Arrivals::Poisson(rate) if rate * part > 0.0 => {
-                Pacer::poisson(rate * part, now, self.config.seed ^ u64::from(shard)).ok()
-            }
-            Arrivals::Closed => {
-                for stream in self.open.clone() {
-                    self.send(ctx, stream, self.config.depth, now);
-                }
-                None
-            }
-            _ => None,
-        };
+        }
         self.pace(ctx);
         self.check_spent(ctx);
     }
@@ -263,10 +228,10 @@ impl StreamLoad {
             return;
         }
         self.ended = true;
-        self.recorder.end_measuring(ctx.now(), self.backlog.len());
+        self.schedule.end(&mut self.recorder);
+        self.recorder.end_measuring(ctx.now());
         self.recorder.publish();
         self.recorder.set_phase(Phase::Ending);
-        self.backlog.clear();
         ctx.set_timer(ctx.now() + GRACE, GIVE_UP);
         self.check_done(ctx);
     }
@@ -278,8 +243,7 @@ impl StreamLoad {
         if self.ended || !(nobody || self.recorder.is_spent()) {
             return;
         }
-        self.pacer = None;
-        self.backlog.clear();
+        self.schedule.drop_rest();
         if self.outstanding == 0 {
             self.end(ctx);
         }
@@ -381,7 +345,7 @@ impl Protocol for StreamLoad {
         }
         if complete > 0 && self.config.arrivals == Arrivals::Closed {
             self.send(ctx, stream, complete, now);
-        } else if !self.backlog.is_empty() {
+        } else {
             self.send_backlog(ctx);
         }
         self.check_spent(ctx);
