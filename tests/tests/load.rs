@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use ringmill_tests::drivers;
-use ringmill_tests::program::{Load, Server};
+use ringmill_tests::program::{self, Load, Server};
 use serde_json::json;
 
 #[test]
@@ -428,5 +428,31 @@ fn a_number_of_messages_is_sent_exactly_and_ends_the_run() {
         assert!(load.count("messages_sent") <= 31, "{load:#?}");
         assert!(load.stderr.contains("of 1000 messages"), "{load:#?}");
         assert!(load.stderr.contains("--duration"), "{load:#?}");
+    }
+}
+
+#[test]
+fn a_histogram_of_what_is_never_answered_is_refused() {
+    let folder = tempfile::tempdir().expect("a folder");
+    let path = folder.path().join("latency.hlog");
+    let path_text = path.to_str().expect("a plain path");
+    for (way, why) in [
+        (
+            &["flood", "udp://127.0.0.1:9"][..],
+            "a flood is never answered",
+        ),
+        (&["echo", "udp://127.0.0.1:9", "--rate", "0"], "--rate 0"),
+    ] {
+        let mut command = program::command();
+        command.arg("load").args(way);
+        let output = command
+            .args(["--histogram", path_text, "-d", "100ms"])
+            .output()
+            .expect("it runs");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(2), "{way:?}: {stderr}");
+        assert!(stderr.contains("--histogram"), "{way:?}: {stderr}");
+        assert!(stderr.contains(why), "{way:?}: {stderr}");
+        assert!(!path.exists(), "no empty file is left by {way:?}");
     }
 }

@@ -229,6 +229,9 @@ fn echo(args: &EchoArgs) -> Result<Exit> {
         Some(rate) if args.poisson => Arrivals::Poisson(rate),
         Some(rate) => Arrivals::Constant(rate),
     };
+    if arrivals == Arrivals::Idle && args.run.histogram.is_some() {
+        return Err(no_latencies("--rate 0 sends nothing"));
+    }
     let depth = args
         .depth
         .unwrap_or(if args.rate.is_some() { 1024 } else { 1 });
@@ -323,6 +326,15 @@ fn echo(args: &EchoArgs) -> Result<Exit> {
     run.go()
 }
 
+/// The answer to `--histogram` where there is nothing to write to it.
+fn no_latencies(why: &str) -> anyhow::Error {
+    UsageError(format!(
+        "--histogram: {why}, so there are no latencies to write; leave it away, or measure with \
+         `ringmill load echo`"
+    ))
+    .into()
+}
+
 fn flood(args: &FloodArgs) -> Result<Exit> {
     let Address::Ip(target) = launch::target(&args.endpoint)? else {
         bail!(UsageError("a flood goes to a udp:// endpoint".into()));
@@ -341,6 +353,9 @@ fn flood(args: &FloodArgs) -> Result<Exit> {
             "--size {}: from 1 to {DATAGRAM_LEN_MAX} bytes",
             args.size
         )));
+    }
+    if args.run.histogram.is_some() {
+        return Err(no_latencies("a flood is never answered"));
     }
     let placement = launch::place(&args.engine, None, false)?;
     let metrics = args.engine.metrics.map(MetricsServer::start).transpose()?;
