@@ -236,7 +236,7 @@ impl Network {
         self.path.queue_full += self.impaired.codel.get() - codel;
         self.depart(key, backward);
         if let Some(expiry) = expiry {
-            self.schedule(expiry, Happening::Expire(key));
+            self.look_again(key, expiry);
         }
     }
 
@@ -279,8 +279,19 @@ impl Network {
         self.departures = departures;
     }
 
+    /// Each look sets the next ones of both links: were they not told apart by their moment, they
+    /// would double with every one.
+    fn look_again(&mut self, key: FlowKey, at: crate::Nanos) {
+        if self.expiries.insert((key, at)) {
+            self.schedule(at, Happening::Expire(key));
+        }
+    }
+
     pub(super) fn expire(&mut self, key: FlowKey) {
         let now = self.now;
+        while let Some(&past) = self.expiries.range((key, 0)..=(key, now)).next() {
+            self.expiries.remove(&past);
+        }
         for backward in 0..2 {
             let Some(flow) = self.flows.get_mut(&key) else {
                 return;
@@ -291,7 +302,7 @@ impl Network {
             let next = flow.links[backward].next_expiry();
             self.depart(key, backward);
             if let Some(next) = next {
-                self.schedule(next, Happening::Expire(key));
+                self.look_again(key, next);
             }
         }
     }

@@ -11,7 +11,7 @@ mod hosts;
 mod streams;
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap, HashMap};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
 
@@ -120,6 +120,8 @@ pub(super) struct Network {
     pub(super) sockets: BTreeMap<SimSocketId, SimSocket>,
     next_socket: SimSocketId,
     flows: BTreeMap<FlowKey, Flow>,
+    /// When the links of flows are looked at for what they hold: each moment once.
+    expiries: BTreeSet<(FlowKey, Nanos)>,
     departures: Vec<Departure<Packet>>,
     impaired: ImpairmentCounters,
 }
@@ -151,6 +153,7 @@ impl Network {
             sockets: BTreeMap::new(),
             next_socket: 1,
             flows: BTreeMap::new(),
+            expiries: BTreeSet::new(),
             departures: Vec::new(),
             impaired: ImpairmentCounters::default(),
         }
