@@ -14,7 +14,7 @@ use ringmill_engine::time::{from_duration, monotonic_now};
 use ringmill_engine::{Address, Controller, Engine, Limits, Nanos, Service};
 use ringmill_protocols::load::{
     Arrivals, Command, Config, DatagramLoad, Flood, FloodConfig, MESSAGE_LEN_MAX, Phase, Published,
-    Shared, StreamLoad,
+    Shared, StreamLoad, Tally, Unsent,
 };
 use serde_json::json;
 
@@ -548,6 +548,9 @@ impl Run<'_> {
             until if until > measure_begin => until - measure_begin,
             _ => after.at - before.at,
         };
+        for words in unsent_words(&published.tally, |_| true) {
+            eprintln!("ringmill: {words}");
+        }
         let report = self.report(&published, intervals, measured, &before, &after);
         if self.args.json {
             lines.report(&report)?;
@@ -800,6 +803,13 @@ impl Run<'_> {
             settings.insert("lateness_max_ns".into(), json!(tally.lateness_max_ns));
             settings.insert("unsent".into(), json!(tally.unsent));
         }
+        if tally.unsent > 0 {
+            let causes = tally.unsent_by.iter();
+            let causes: BTreeMap<_, _> = causes
+                .map(|(cause, count)| (cause.words(), count))
+                .collect();
+            settings.insert("unsent_causes".into(), json!(causes));
+        }
         let mut errors = BTreeMap::new();
         for ((kind, words), count) in &published.failures {
             *errors.entry(format!("{kind}: {words}")).or_default() += count;
@@ -812,11 +822,9 @@ impl Run<'_> {
         }
         let share = client_cpu.share_percent.unwrap_or(0.0);
         let server_busy = server.as_ref().map_or(0.0, |server| server.cpus_busy);
-        let client_limited = if tally.unsent > 0 {
-            Some(format!(
-                "{} messages of the schedule were not sent",
-                tally.unsent
-            ))
+        let by_client: Vec<_> = unsent_words(tally, Unsent::is_of_client);
+        let client_limited = if !by_client.is_empty() {
+            Some(by_client.join(", "))
         } else if share >= BUSY_PERCENT && server_busy < cpus.len() as f64 * 0.9 {
             Some(format!(
                 "its shards used {share:.0} % of their {} CPUs",
@@ -912,6 +920,19 @@ impl Run<'_> {
             seed_style::results(&run)
         )
     }
+}
+
+/// One sentence for each of the wanted causes for which messages were not sent.
+fn unsent_words(tally: &Tally, wanted: impl Fn(Unsent) -> bool) -> Vec<String> {
+    let of_cause = tally.unsent_by.iter().filter(|(cause, _)| wanted(**cause));
+    of_cause
+        .map(|(cause, count)| {
+            format!(
+                "{count} messages of the schedule were not sent: {}",
+                cause.words()
+            )
+        })
+        .collect()
 }
 
 impl Sample {

@@ -10,13 +10,13 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
 use ringmill_engine::{
-    Address, Context, Datagram, Nanos, Open, Payload, Protocol, ShardId, SocketId, Transmit,
+    Address, Context, Datagram, Nanos, Open, Payload, Protocol, Sent, ShardId, SocketId, Transmit,
     error_name,
 };
 
 use super::pattern;
 use super::schedule::Schedule;
-use super::shared::{Phase, Recorder, Shared};
+use super::shared::{Phase, Recorder, Shared, Unsent};
 use super::{Arrivals, Command, Config, GRACE, PUBLISH_INTERVAL};
 
 const PUBLISH: u64 = 0;
@@ -50,11 +50,21 @@ struct Place {
     out: bool,
 }
 
+/// Whether a flow's socket takes sends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Open,
+    /// Its queue was full when last tried.
+    Full,
+    Closed,
+}
+
 struct Flow {
     socket: SocketId,
     places: Box<[Place]>,
     /// Places that are free, for an open loop.
     free: Vec<u16>,
+    state: State,
     next_order: u64,
     highest_order: u64,
     base: u64,
@@ -137,6 +147,7 @@ impl DatagramLoad {
                         socket,
                         places: vec![Place::default(); depth].into(),
                         free: (0..depth).rev().map(|place| place as u16).collect(),
+                        state: State::Open,
                         next_order: 1,
                         highest_order: 0,
                         lost: BTreeSet::new(),
@@ -161,14 +172,15 @@ impl DatagramLoad {
     }
 
     /// Sends one datagram from each place in `ready`, as far as the budget goes: as few sends as
-    /// possible.
-    fn send_ready(&mut self, ctx: &mut Context<'_, Command>, at: usize, intended: Nanos) {
+    /// possible. What is not queued leaves its place free.
+    fn send_ready(&mut self, ctx: &mut Context<'_, Command>, at: usize, intended: Nanos) -> Sent {
         let len = self.config.message_len;
         let now = self.recorder.stamp(ctx.now());
         let at_once = ctx.segments_max(len);
         let flow = &mut self.flows[at];
         let allowed = self.recorder.allowance(self.ready.len());
         flow.free.extend(self.ready.drain(allowed..));
+        let mut result = Sent::Queued;
         for places in self.ready.chunks(at_once) {
             let total = places.len() * len;
             let mut filled = ctx.fill().filter(|buffer| buffer.len() >= total);
@@ -201,18 +213,31 @@ impl DatagramLoad {
                 stride: len as u16,
                 data,
             };
-            if ctx.send_datagrams(flow.socket, transmit).is_queued() {
+            result = ctx.send_datagrams(flow.socket, transmit);
+            if result.is_queued() {
                 self.recorder.sent(places.len() as u64);
                 self.outstanding += places.len();
-            } else {
-                self.recorder.failed(("send", "queue full"));
-                for &number in places {
-                    flow.places[usize::from(number)].out = false;
-                    flow.free.push(number);
+                continue;
+            }
+            for &number in places {
+                flow.places[usize::from(number)].out = false;
+                flow.free.push(number);
+            }
+            if result == Sent::Closed {
+                if flow.state != State::Closed {
+                    self.recorder.failed(("send", "socket closed"));
                 }
+                flow.state = State::Closed;
+            } else {
+                // In an open loop the message stays in the schedule and goes later.
+                if self.config.arrivals == Arrivals::Closed {
+                    self.recorder.failed(("send", "queue full"));
+                }
+                flow.state = State::Full;
             }
         }
         self.ready.clear();
+        result
     }
 
     fn pace(&mut self, ctx: &mut Context<'_, Command>) {
@@ -232,22 +257,34 @@ impl DatagramLoad {
 
     fn send_backlog(&mut self, ctx: &mut Context<'_, Command>) {
         let mut tried = 0;
+        let mut cause = Unsent::NoConnection;
         while let Some(intended) = self.schedule.oldest() {
             if tried == self.flows.len() {
+                self.schedule.hold(cause);
                 return;
             }
             if self.recorder.is_spent() {
                 return;
             }
             self.next = (self.next + 1) % self.flows.len();
-            let Some(place) = self.flows[self.next].free.pop() else {
-                tried += 1;
-                continue;
-            };
-            tried = 0;
-            self.schedule.sent(ctx.now(), &mut self.recorder);
-            self.ready.push(place);
-            self.send_ready(ctx, self.next, intended);
+            let flow = &mut self.flows[self.next];
+            if flow.state == State::Open
+                && let Some(place) = flow.free.pop()
+            {
+                self.ready.push(place);
+                if self.send_ready(ctx, self.next, intended).is_queued() {
+                    self.schedule.sent(ctx.now(), &mut self.recorder);
+                    tried = 0;
+                    cause = Unsent::NoConnection;
+                    continue;
+                }
+            }
+            tried += 1;
+            match self.flows[self.next].state {
+                State::Full => cause = Unsent::QueueFull,
+                State::Open if cause != Unsent::QueueFull => cause = Unsent::NoRoom,
+                State::Open | State::Closed => {}
+            }
         }
     }
 
@@ -267,13 +304,27 @@ impl DatagramLoad {
             .begin(&self.config, self.flows.len(), shard, shards, now);
         if self.config.arrivals == Arrivals::Closed {
             for at in 0..self.flows.len() {
-                self.ready = std::mem::take(&mut self.flows[at].free);
-                self.send_ready(ctx, at, now);
+                self.refill(ctx, at);
             }
         }
         ctx.set_timer(now + SWEEP_INTERVAL, SWEEP);
         self.pace(ctx);
         self.check_spent(ctx);
+    }
+
+    /// In a closed loop every free place is used at once.
+    fn refill(&mut self, ctx: &mut Context<'_, Command>, at: usize) {
+        let flow = &mut self.flows[at];
+        if self.running
+            && !self.ended
+            && self.config.arrivals == Arrivals::Closed
+            && flow.state == State::Open
+            && !flow.free.is_empty()
+        {
+            self.ready = std::mem::take(&mut flow.free);
+            // What found no room is in its free place, and its flow says why.
+            let _ = self.send_ready(ctx, at, ctx.now());
+        }
     }
 
     /// Counts what has waited too long as lost, and sends anew in its place.
@@ -282,6 +333,10 @@ impl DatagramLoad {
         let due = now.saturating_sub(self.config.datagram_timeout);
         for at in 0..self.flows.len() {
             let flow = &mut self.flows[at];
+            if flow.state == State::Full {
+                // A socket that is never drained is tried again all the same.
+                flow.state = State::Open;
+            }
             for (number, place) in flow.places.iter_mut().enumerate() {
                 if place.out && place.sent <= due {
                     place.out = false;
@@ -296,11 +351,9 @@ impl DatagramLoad {
                     flow.free.push(number as u16);
                 }
             }
-            if !self.ended && self.config.arrivals == Arrivals::Closed && !flow.free.is_empty() {
-                self.ready = std::mem::take(&mut flow.free);
-                self.send_ready(ctx, at, now);
-            }
+            self.refill(ctx, at);
         }
+        self.send_backlog(ctx);
         if !self.done {
             ctx.set_timer(now + SWEEP_INTERVAL, SWEEP);
         }
@@ -364,9 +417,10 @@ impl DatagramLoad {
     }
 
     /// When the last message of the budget has been sent, nothing more is; when its answers are
-    /// there too, the run ends. Without any flows nobody will ever spend it.
+    /// there too, the run ends. Without an open flow nobody will ever spend it.
     fn check_spent(&mut self, ctx: &mut Context<'_, Command>) {
-        let nobody = self.recorder.has_budget() && self.flows.is_empty();
+        let nobody =
+            self.recorder.has_budget() && self.flows.iter().all(|flow| flow.state == State::Closed);
         if self.ended || !(nobody || self.recorder.is_spent()) {
             return;
         }
@@ -467,15 +521,24 @@ impl Protocol for DatagramLoad {
                 freed.extend(self.answer(at, bytes, now));
             }
         }
-        if !self.ended && self.config.arrivals == Arrivals::Closed {
-            self.ready.extend_from_slice(&freed);
-            self.send_ready(ctx, at, now);
-        } else {
-            self.flows[at].free.extend_from_slice(&freed);
-            self.send_backlog(ctx);
-        }
+        self.flows[at].free.extend_from_slice(&freed);
+        self.refill(ctx, at);
+        self.send_backlog(ctx);
         self.check_spent(ctx);
         self.check_done(ctx);
+    }
+
+    fn socket_drained(&mut self, ctx: &mut Context<'_, Command>, socket: SocketId) {
+        let at = ctx.socket_tag(socket) as usize;
+        let Some(flow) = self.flows.get_mut(at) else {
+            return;
+        };
+        if flow.state == State::Full {
+            flow.state = State::Open;
+        }
+        self.refill(ctx, at);
+        self.send_backlog(ctx);
+        self.check_spent(ctx);
     }
 
     fn socket_error(&mut self, _ctx: &mut Context<'_, Command>, _socket: SocketId, errno: i32) {
@@ -496,7 +559,11 @@ impl Protocol for DatagramLoad {
                 ctx.set_timer(self.end_at, END);
                 self.check_spent(ctx);
             }
-            END => self.end(ctx),
+            END => {
+                // What was due by then still goes, in whichever order the timers come.
+                self.pace(ctx);
+                self.end(ctx);
+            }
             GIVE_UP if !self.done => self.finish(ctx),
             PACE => self.pace(ctx),
             SWEEP => self.sweep(ctx),

@@ -12,7 +12,7 @@ use ringmill_engine::{
 };
 
 use super::pattern;
-use super::shared::{Phase, Recorder, Shared};
+use super::shared::{Phase, Recorder, Shared, Unsent};
 use super::{Command, PUBLISH_INTERVAL};
 
 const PUBLISH: u64 = 0;
@@ -50,7 +50,12 @@ pub struct Flood {
     pacer: Option<Pacer>,
     running: bool,
     ended: bool,
+    /// A full queue holds the flood up until it is drained.
     blocked: bool,
+    /// A full queue has held it up since it last looked at what is due.
+    was_blocked: bool,
+    /// Of the ticks that the pacer gave up, those that are counted.
+    skipped: u64,
     end_at: Nanos,
 }
 
@@ -67,6 +72,8 @@ impl Flood {
             running: false,
             ended: false,
             blocked: false,
+            was_blocked: false,
+            skipped: 0,
             end_at: Nanos::MAX,
         }
     }
@@ -88,7 +95,15 @@ impl Flood {
             }
             Some(pacer) => {
                 let due = pacer.due(ctx.now()) as usize;
-                self.recorder.tally.unsent = pacer.ticks_skipped();
+                let cause = if self.was_blocked {
+                    Unsent::QueueFull
+                } else {
+                    Unsent::Late
+                };
+                self.recorder
+                    .unsent(cause, pacer.ticks_skipped() - self.skipped);
+                self.skipped = pacer.ticks_skipped();
+                self.was_blocked = false;
                 let mut left = due;
                 while left > 0 {
                     let count = left.min(at_once);
@@ -126,6 +141,7 @@ impl Flood {
             }
             Sent::Full => {
                 self.blocked = true;
+                self.was_blocked = true;
                 false
             }
             Sent::Closed => false,

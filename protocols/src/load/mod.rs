@@ -18,7 +18,7 @@ use ringmill_engine::{Address, Nanos};
 
 pub use self::datagram::DatagramLoad;
 pub use self::flood::{Flood, FloodConfig};
-pub use self::shared::{Failure, Phase, Published, Shared, Tally};
+pub use self::shared::{Failure, Phase, Published, Shared, Tally, Unsent};
 pub use self::stream::StreamLoad;
 
 /// The largest message, bytes.

@@ -9,7 +9,7 @@ use std::collections::VecDeque;
 use ringmill_engine::Nanos;
 use ringmill_engine::pacer::Pacer;
 
-use super::shared::Recorder;
+use super::shared::{Recorder, Unsent};
 use super::{Arrivals, Config};
 
 /// Messages that may wait for a connection with room on one shard. Past it the server (or the
@@ -22,6 +22,8 @@ pub(super) struct Schedule {
     /// Intended times that are due and wait, oldest first.
     backlog: VecDeque<Nanos>,
     backlog_max: usize,
+    /// Why the oldest of them could not leave when it was last tried.
+    held_by: Unsent,
     /// Of the ticks that the pacer gave up, those that have been looked at.
     skipped: u64,
 }
@@ -33,6 +35,7 @@ impl Schedule {
             pacer: None,
             backlog: VecDeque::new(),
             backlog_max: BACKLOG_MAX,
+            held_by: Unsent::NoConnection,
             skipped: 0,
         }
     }
@@ -64,17 +67,17 @@ impl Schedule {
     /// Moves what is due by `now` to the backlog. When to look again; never without a schedule.
     pub(super) fn advance(&mut self, now: Nanos, recorder: &mut Recorder) -> Option<Nanos> {
         let pacer = self.pacer.as_mut()?;
-        let mut given_up = 0;
+        let mut overflow = 0;
         while let Some(intended) = pacer.pop_due(now) {
             if self.backlog.len() < self.backlog_max {
                 self.backlog.push_back(intended);
             } else {
-                given_up += 1;
+                overflow += 1;
             }
         }
-        given_up += pacer.ticks_skipped() - self.skipped;
+        recorder.unsent(self.held_by, overflow);
+        recorder.unsent(Unsent::Late, pacer.ticks_skipped() - self.skipped);
         self.skipped = pacer.ticks_skipped();
-        recorder.unsent(given_up);
         Some(pacer.next_intended())
     }
 
@@ -82,6 +85,13 @@ impl Schedule {
     #[inline]
     pub(super) fn oldest(&self) -> Option<Nanos> {
         self.backlog.front().copied()
+    }
+
+    /// The oldest message could not leave. It stays, and is counted under this cause if it never
+    /// does.
+    #[inline]
+    pub(super) fn hold(&mut self, cause: Unsent) {
+        self.held_by = cause;
     }
 
     /// The oldest message left at `now`.
@@ -92,9 +102,9 @@ impl Schedule {
         }
     }
 
-    /// Nothing more is to be sent. What waits is counted as not sent.
+    /// Nothing more is to be sent. What waits is counted as not sent, for what held it last.
     pub(super) fn end(&mut self, recorder: &mut Recorder) {
-        recorder.unsent(self.backlog.len() as u64);
+        recorder.unsent(self.held_by, self.backlog.len() as u64);
         self.drop_rest();
     }
 
@@ -199,10 +209,15 @@ mod tests {
             let (mut schedule, mut recorder) = begun(Arrivals::Constant(10.0), 4, 0);
             recorder.measuring = measuring;
             schedule.backlog_max = 2;
+            schedule.hold(Unsent::NoRoom);
             schedule.advance(START + SECOND - 1, &mut recorder);
             assert_eq!(recorder.tally.unsent, 8 * u64::from(measuring), "no room");
+            schedule.hold(Unsent::QueueFull);
             schedule.end(&mut recorder);
             assert_eq!(recorder.tally.unsent, 10 * u64::from(measuring), "the end");
+            let by = [(Unsent::NoRoom, 8), (Unsent::QueueFull, 2)];
+            let expected = by.into_iter().filter(|_| measuring).collect();
+            assert_eq!(recorder.tally.unsent_by, expected);
             assert_eq!(schedule.oldest(), None);
             assert_eq!(schedule.advance(START + 2 * SECOND, &mut recorder), None);
         }
@@ -213,5 +228,7 @@ mod tests {
         assert_eq!(recorder.tally.unsent, 100_000 - caught_up);
         schedule.drop_rest();
         assert_eq!(recorder.tally.unsent, 100_000 - caught_up, "not wanted");
+        let expected = [(Unsent::Late, 100_000 - caught_up)].into();
+        assert_eq!(recorder.tally.unsent_by, expected);
     }
 }

@@ -28,6 +28,38 @@ pub enum Phase {
     Done,
 }
 
+/// Why a message that was due was not sent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Unsent {
+    /// The client came to its schedule so late that it gave the oldest up.
+    Late,
+    /// Every connection had as many messages outstanding as it may have.
+    NoRoom,
+    /// The send queue of a connection that had room was full.
+    QueueFull,
+    /// No connection was open.
+    NoConnection,
+}
+
+impl Unsent {
+    /// What was measured, for people.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Late => "the client came too late to its schedule",
+            Self::NoRoom => "every connection had its whole depth outstanding",
+            Self::QueueFull => "a send queue was full",
+            Self::NoConnection => "no connection was open",
+        }
+    }
+
+    /// Whether it is the client that was too slow, whatever the server did.
+    #[must_use]
+    pub fn is_of_client(self) -> bool {
+        matches!(self, Self::Late | Self::QueueFull)
+    }
+}
+
 /// Counts that a shard has made in the measured time (connections: from the beginning).
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Tally {
@@ -55,8 +87,10 @@ pub struct Tally {
     pub reordered: u64,
     /// Answers that match nothing that was sent.
     pub unknown: u64,
-    /// Messages of the schedule that were never sent, because the backlog was full.
+    /// Messages of the schedule that were due and never sent.
     pub unsent: u64,
+    /// The same by cause.
+    pub unsent_by: BTreeMap<Unsent, u64>,
     /// Largest delay of a send behind its schedule, ns.
     pub lateness_max_ns: u64,
     /// When counting ended, on the monotonic clock; 0 before.
@@ -79,6 +113,9 @@ impl Tally {
         self.reordered += other.reordered;
         self.unknown += other.unknown;
         self.unsent += other.unsent;
+        for (cause, count) in &other.unsent_by {
+            *self.unsent_by.entry(*cause).or_default() += count;
+        }
         self.lateness_max_ns = self.lateness_max_ns.max(other.lateness_max_ns);
         self.measured_until = self.measured_until.max(other.measured_until);
     }
@@ -265,9 +302,10 @@ impl Recorder {
     }
 
     /// Notes messages of the schedule that will never be sent.
-    pub(super) fn unsent(&mut self, count: u64) {
-        if self.measuring {
+    pub(super) fn unsent(&mut self, cause: Unsent, count: u64) {
+        if self.measuring && count > 0 {
             self.tally.unsent += count;
+            *self.tally.unsent_by.entry(cause).or_default() += count;
         }
     }
 

@@ -10,7 +10,7 @@ use ringmill_engine::{Buffer, Closed, Connect, Context, Nanos, Protocol, Sent, S
 
 use super::pattern;
 use super::schedule::Schedule;
-use super::shared::{Phase, Recorder, Shared};
+use super::shared::{Phase, Recorder, Shared, Unsent};
 use super::{Arrivals, CONNECTS_IN_FLIGHT_MAX, Command, Config, GRACE, PUBLISH_INTERVAL};
 
 const PUBLISH: u64 = 0;
@@ -129,7 +129,7 @@ impl StreamLoad {
         stream: StreamId,
         count: usize,
         intended: Nanos,
-    ) -> bool {
+    ) -> Sent {
         let count = self.recorder.allowance(count);
         let len = self.config.message_len;
         let now = self.recorder.stamp(ctx.now());
@@ -142,10 +142,10 @@ impl StreamLoad {
                 Sent::Full => {
                     // The whole queue bound is outstanding: nothing that a load client should exceed.
                     self.recorder.failed(("send", "queue full"));
-                    return false;
+                    return Sent::Full;
                 }
                 // It has just failed; `closed` will say why.
-                Sent::Closed => return false,
+                Sent::Closed => return Sent::Closed,
             }
             left -= window.len();
             connection.sent_bytes += window.len() as u64;
@@ -155,7 +155,7 @@ impl StreamLoad {
         }
         self.outstanding += count;
         self.recorder.sent(count as u64);
-        true
+        Sent::Queued
     }
 
     /// Sends what the schedule wants now, and sets the next wake-up.
@@ -176,8 +176,10 @@ impl StreamLoad {
 
     fn send_backlog(&mut self, ctx: &mut Context<'_, Command>) {
         let mut tried = 0;
+        let mut cause = Unsent::NoConnection;
         while let Some(intended) = self.schedule.oldest() {
             if self.open.is_empty() || tried == self.open.len() {
+                self.schedule.hold(cause);
                 return;
             }
             self.next = (self.next + 1) % self.open.len();
@@ -188,13 +190,25 @@ impl StreamLoad {
             }
             if connection.outstanding.len() >= self.config.depth {
                 tried += 1;
+                if cause != Unsent::QueueFull {
+                    cause = Unsent::NoRoom;
+                }
                 continue;
             }
-            if !self.send(ctx, stream, 1, intended) {
-                tried += 1;
-                continue;
+            match self.send(ctx, stream, 1, intended) {
+                Sent::Queued => {}
+                Sent::Full => {
+                    tried += 1;
+                    cause = Unsent::QueueFull;
+                    continue;
+                }
+                Sent::Closed => {
+                    tried += 1;
+                    continue;
+                }
             }
             tried = 0;
+            cause = Unsent::NoConnection;
             self.schedule.sent(ctx.now(), &mut self.recorder);
         }
     }
@@ -215,7 +229,8 @@ impl StreamLoad {
             .begin(&self.config, self.open.len(), shard, shards, now);
         if self.config.arrivals == Arrivals::Closed {
             for stream in self.open.clone() {
-                self.send(ctx, stream, self.config.depth, now);
+                // A failure has been counted.
+                let _ = self.send(ctx, stream, self.config.depth, now);
             }
         }
         self.pace(ctx);
@@ -237,7 +252,8 @@ impl StreamLoad {
     }
 
     /// When the last message of the budget has been sent, nothing more is; when its answers are
-    /// there too, the run ends. Without any open nobody will ever spend it.
+    /// there too, the run ends. Without an open connection nobody will ever
+    /// spend it.
     fn check_spent(&mut self, ctx: &mut Context<'_, Command>) {
         let nobody = self.recorder.has_budget() && self.open.is_empty();
         if self.ended || !(nobody || self.recorder.is_spent()) {
@@ -344,7 +360,8 @@ impl Protocol for StreamLoad {
             return;
         }
         if complete > 0 && self.config.arrivals == Arrivals::Closed {
-            self.send(ctx, stream, complete, now);
+            // A failure has been counted.
+            let _ = self.send(ctx, stream, complete, now);
         } else {
             self.send_backlog(ctx);
         }
@@ -413,7 +430,11 @@ impl Protocol for StreamLoad {
                 ctx.set_timer(self.end_at, END);
                 self.check_spent(ctx);
             }
-            END => self.end(ctx),
+            END => {
+                // What was due by then still goes, in whichever order the timers come.
+                self.pace(ctx);
+                self.end(ctx);
+            }
             GIVE_UP if !self.done => self.finish(ctx),
             PACE => self.pace(ctx),
             CONNECT_AGAIN => {
