@@ -456,3 +456,91 @@ fn a_histogram_of_what_is_never_answered_is_refused() {
         assert!(!path.exists(), "no empty file is left by {way:?}");
     }
 }
+
+/// What a slow server takes for its answer, longer than the measured part.
+const SLOW_ANSWER: Duration = Duration::from_millis(600);
+
+#[test]
+fn answers_after_the_end_are_in_the_histogram() {
+    for driver in drivers() {
+        let server = StreamServer::start(|mut stream| {
+            let mut message = [0; 32];
+            loop {
+                stream.read_exact(&mut message)?;
+                // The slowness is the fault under test, not a wait for something.
+                std::thread::sleep(SLOW_ANSWER);
+                stream.write_all(&message)?;
+            }
+        });
+        let folder = tempfile::tempdir().expect("a folder");
+        let path = folder.path().join("latency.hlog");
+        let path_text = path.to_str().expect("a plain path");
+        let flags = ["-c", "2", "-d", "200ms", "--histogram", path_text];
+        let load = Load::run(
+            &server.endpoint,
+            &[&flags[..], &["--driver", driver]].concat(),
+        );
+        assert_eq!(load.count("messages"), 0, "{load:#?}");
+        assert_eq!(load.count("response_time.count"), 2, "{load:#?}");
+        let log = std::fs::read_to_string(&path).expect("a log");
+        for kind in ["Tag=response,", "Tag=service,"] {
+            let lines: Vec<_> = log
+                .lines()
+                .filter_map(|line| line.strip_prefix(kind))
+                .collect();
+            assert_eq!(lines.len(), 1, "{log}");
+            let fields: Vec<_> = lines[0].split(',').collect();
+            let start_s: f64 = fields[0].parse().expect("a start");
+            let max_ns: f64 = fields[2].parse().expect("a maximum");
+            assert!(start_s >= 0.2, "{log}");
+            assert!(max_ns >= SLOW_ANSWER.as_nanos() as f64, "{log}");
+        }
+    }
+}
+
+#[test]
+fn an_interrupt_tells_what_was_still_out() {
+    for driver in drivers() {
+        let swallow = StreamServer::start(|mut stream| {
+            let mut chunk = [0; 65_536];
+            while stream.read(&mut chunk)? > 0 {}
+            Ok(())
+        });
+        let silent = UdpSocket::bind("127.0.0.1:0").expect("a port");
+        let silent = format!("udp://{}", silent.local_addr().expect("an address"));
+        for (endpoint, signals) in [(&swallow.endpoint, 1), (&silent, 2)] {
+            let flags = ["-c", "2", "--depth", "3", "-d", "60s", "--timeout", "60s"];
+            let flags = [&flags[..], &["--driver", driver]].concat();
+            let mut running = Load::begin(endpoint, &flags);
+            let measuring = running.line(program::PATIENCE).expect("a line");
+            assert_eq!(measuring["type"], "measuring");
+            // The first interval shows that messages are under way.
+            let interval = running.line(program::PATIENCE).expect("a line");
+            assert_eq!(interval["type"], "interval");
+            running.signal(libc::SIGINT);
+            if signals > 1 {
+                // Its answers may take a minute: the second one does not wait for them. The last
+                // interval may have been written just before the first one.
+                let _ = running.line(Duration::from_millis(300));
+                running.signal(libc::SIGINT);
+            }
+            let load = Load::finish(running);
+            let context = format!("{endpoint} {signals}: {load:#?}");
+            assert_eq!(load.count("messages_sent"), 6, "{context}");
+            assert_eq!(
+                load.count("settings.unanswered_at_interrupt"),
+                6,
+                "{context}"
+            );
+            assert!(
+                load.stderr.contains("6 messages were still unanswered"),
+                "{context}"
+            );
+            assert_eq!(load.report["errors"], json!({}), "{context}");
+            assert!(
+                load.report["datagrams"]["lost"].as_u64().unwrap_or(0) == 0,
+                "{context}"
+            );
+        }
+    }
+}

@@ -38,8 +38,11 @@ use crate::units;
 const DATAGRAM_LEN_MAX: u64 = 65_507;
 /// Between the command to begin and the first message: every shard hears of it in time.
 const HEAD_START: Duration = Duration::from_millis(50);
-/// A shard that does not end by then is stuck: the run is reported as failed.
+/// A shard that does not end so long after the last answer may come is stuck: the run is reported
+/// as failed.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+/// How long a shard may take to say what it has after it was told to stop.
+const STOP_PATIENCE: Duration = Duration::from_secs(1);
 /// A client whose shards are busier than this may be what limits the rate.
 const BUSY_PERCENT: f64 = 90.0;
 
@@ -319,6 +322,11 @@ fn echo(args: &EchoArgs) -> Result<Exit> {
         datagrams,
         verify: config.verify,
         answers: arrivals != Arrivals::Idle,
+        answer_time: if datagrams {
+            args.timeout
+        } else {
+            Duration::ZERO
+        },
         connections: args.connections as u64,
         messages: args.messages,
         classic: args.classic.map(|labels| Classic { labels, args }),
@@ -401,6 +409,7 @@ fn flood(args: &FloodArgs) -> Result<Exit> {
         datagrams: true,
         verify: false,
         answers: false,
+        answer_time: Duration::ZERO,
         connections: (args.flows * shards) as u64,
         messages: None,
         classic: None,
@@ -428,6 +437,8 @@ struct Run<'a> {
     verify: bool,
     /// Whether answers are expected.
     answers: bool,
+    /// How long after the end an answer may still come.
+    answer_time: Duration,
     connections: u64,
     messages: Option<u64>,
     classic: Option<Classic<'a>>,
@@ -505,16 +516,8 @@ impl Run<'_> {
             };
             let interval = self.interval(&last, &now, last_at - measure_begin, now_at - last_at);
             if let Some(log) = &mut log {
-                for (kind, after, earlier) in [
-                    (LatencyKind::Response, &now.response, &last.response),
-                    (LatencyKind::Service, &now.service, &last.service),
-                ] {
-                    let mut histogram = after.clone();
-                    histogram
-                        .subtract(earlier)
-                        .context("histograms only grow")?;
-                    log.interval(kind, last_at - measure_begin, now_at - last_at, &histogram)?;
-                }
+                let (start, length) = (last_at - measure_begin, now_at - last_at);
+                log_interval(log, (&last, &now), start, length)?;
             }
             progress.interval(&interval, self.datagrams);
             if self.args.json {
@@ -530,16 +533,22 @@ impl Run<'_> {
         if signals.count() > 0 {
             self.tell(Command::End);
         }
-        let patience = Instant::now() + END_PATIENCE;
-        while !self.all(Phase::Done) && Instant::now() < patience && signals.count() < 2 {
-            std::thread::park_timeout(Duration::from_millis(5));
-        }
+        self.wait_done(self.answer_time + END_PATIENCE, || signals.count() > 1);
         let stuck = !self.all(Phase::Done);
         self.engine.stop();
+        // A stop makes shards that still wait for answers publish what they have.
+        self.wait_done(STOP_PATIENCE, || false);
         let published = self.read();
         self.engine.stop_now();
         let ended = self.engine.join();
-        if let Some(log) = log {
+        if let Some(mut log) = log {
+            // Answers that came after the end: a server that stalled then is seen by them only.
+            log_interval(
+                &mut log,
+                (&last, &published),
+                last_at - measure_begin,
+                Instant::now() - last_at,
+            )?;
             log.finish()?;
         }
         progress.clear();
@@ -550,6 +559,12 @@ impl Run<'_> {
         };
         for words in unsent_words(&published.tally, |_| true) {
             eprintln!("ringmill: {words}");
+        }
+        if published.tally.interrupted > 0 {
+            eprintln!(
+                "ringmill: {} messages were still unanswered at the interrupt",
+                published.tally.interrupted
+            );
         }
         let report = self.report(&published, intervals, measured, &before, &after);
         if self.args.json {
@@ -665,6 +680,14 @@ impl Run<'_> {
 
     fn all(&self, phase: Phase) -> bool {
         self.shared.iter().all(|shared| shared.phase() >= phase)
+    }
+
+    /// Waits until every shard is done, the user is `tired`, or for so long.
+    fn wait_done(&self, patience: Duration, tired: impl Fn() -> bool) {
+        let until = Instant::now() + patience;
+        while !self.all(Phase::Done) && Instant::now() < until && !tired() {
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
     }
 
     fn read(&self) -> Published {
@@ -810,6 +833,10 @@ impl Run<'_> {
                 .collect();
             settings.insert("unsent_causes".into(), json!(causes));
         }
+        if tally.interrupted > 0 {
+            let count = json!(tally.interrupted);
+            settings.insert("unanswered_at_interrupt".into(), count);
+        }
         let mut errors = BTreeMap::new();
         for ((kind, words), count) in &published.failures {
             *errors.entry(format!("{kind}: {words}")).or_default() += count;
@@ -920,6 +947,26 @@ impl Run<'_> {
             seed_style::results(&run)
         )
     }
+}
+
+/// Writes the latencies between two readings, if there are any.
+fn log_interval(
+    log: &mut LogWriter<File>,
+    (earlier, later): (&Published, &Published),
+    start: Duration,
+    length: Duration,
+) -> Result<()> {
+    for (kind, after, before) in [
+        (LatencyKind::Response, &later.response, &earlier.response),
+        (LatencyKind::Service, &later.service, &earlier.service),
+    ] {
+        let mut histogram = after.clone();
+        histogram.subtract(before).context("histograms only grow")?;
+        if !histogram.is_empty() {
+            log.interval(kind, start, length, &histogram)?;
+        }
+    }
+    Ok(())
 }
 
 /// One sentence for each of the wanted causes for which messages were not sent.

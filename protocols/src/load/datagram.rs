@@ -86,6 +86,8 @@ pub struct DatagramLoad {
     ready: Vec<u16>,
     running: bool,
     ended: bool,
+    /// The end came before its time.
+    interrupted: bool,
     done: bool,
     outstanding: usize,
     /// When counting starts.
@@ -110,6 +112,7 @@ impl DatagramLoad {
             ready: Vec::new(),
             running: false,
             ended: false,
+            interrupted: false,
             done: false,
             outstanding: 0,
             measure_at: Nanos::MAX,
@@ -439,9 +442,16 @@ impl DatagramLoad {
     fn finish(&mut self, ctx: &mut Context<'_, Command>) {
         self.done = true;
         let from = self.recorder.measured_from;
+        let due = ctx.now().saturating_sub(self.config.datagram_timeout);
         let places = self.flows.iter().flat_map(|flow| flow.places.iter());
-        let lost = places.filter(|place| place.out && place.sent >= from);
-        self.recorder.tally.lost += lost.count() as u64;
+        for place in places.filter(|place| place.out && place.sent >= from) {
+            // An interrupt does not shorten a datagram's time.
+            if self.interrupted && place.sent > due {
+                self.recorder.tally.interrupted += 1;
+            } else {
+                self.recorder.tally.lost += 1;
+            }
+        }
         self.recorder.publish();
         for flow in &self.flows {
             ctx.close_socket(flow.socket);
@@ -585,11 +595,15 @@ impl Protocol for DatagramLoad {
                 ctx.set_timer(measure.max(start), MEASURE);
                 ctx.set_timer(start, BEGIN);
             }
-            Command::End => self.end(ctx),
+            Command::End => {
+                self.interrupted |= !self.ended;
+                self.end(ctx);
+            }
         }
     }
 
     fn stopping(&mut self, ctx: &mut Context<'_, Command>) {
+        self.interrupted |= !self.done;
         self.end(ctx);
         if !self.done {
             self.finish(ctx);

@@ -77,8 +77,10 @@ pub struct Tally {
     pub bytes: u64,
     /// Bytes that were not those that were sent.
     pub wrong_bytes: u64,
-    /// Datagrams without an answer in time.
+    /// Datagrams without an answer in time; messages without an answer when it was over.
     pub lost: u64,
+    /// Messages whose answer was still awaited when the run was interrupted: not lost, not answered.
+    pub interrupted: u64,
     /// Answers that came after their datagram had been counted as lost.
     pub late: u64,
     /// Answers that came twice.
@@ -108,6 +110,7 @@ impl Tally {
         self.bytes += other.bytes;
         self.wrong_bytes += other.wrong_bytes;
         self.lost += other.lost;
+        self.interrupted += other.interrupted;
         self.late += other.late;
         self.duplicated += other.duplicated;
         self.reordered += other.reordered;

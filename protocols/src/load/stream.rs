@@ -55,6 +55,8 @@ pub struct StreamLoad {
     schedule: Schedule,
     running: bool,
     ended: bool,
+    /// The end came before its time.
+    interrupted: bool,
     done: bool,
     outstanding: usize,
     /// When counting starts.
@@ -81,6 +83,7 @@ impl StreamLoad {
             schedule: Schedule::new(),
             running: false,
             ended: false,
+            interrupted: false,
             done: false,
             outstanding: 0,
             measure_at: Nanos::MAX,
@@ -273,8 +276,10 @@ impl StreamLoad {
 
     fn finish(&mut self, ctx: &mut Context<'_, Command>) {
         self.done = true;
-        if self.outstanding > 0 {
-            let missing = self.outstanding as u64;
+        let missing = self.outstanding as u64;
+        if self.interrupted {
+            self.recorder.tally.interrupted += missing;
+        } else {
             self.recorder.tally.lost += missing;
         }
         self.recorder.publish();
@@ -458,11 +463,15 @@ impl Protocol for StreamLoad {
                 ctx.set_timer(measure.max(start), MEASURE);
                 ctx.set_timer(start, BEGIN);
             }
-            Command::End => self.end(ctx),
+            Command::End => {
+                self.interrupted |= !self.ended;
+                self.end(ctx);
+            }
         }
     }
 
     fn stopping(&mut self, ctx: &mut Context<'_, Command>) {
+        self.interrupted |= !self.done;
         self.end(ctx);
         if !self.done {
             self.finish(ctx);
