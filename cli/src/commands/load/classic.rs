@@ -1,0 +1,60 @@
+//! The summary in the terms of the classic echo benchmarks.
+
+use std::time::Duration;
+
+use ringmill_protocols::load::Published;
+
+use crate::report::seed_style::{Labels, SeedRun, TotalMessages};
+use crate::report::{Report, seed_style};
+
+use super::control::Run;
+use super::echo::{ClassicLabels, EchoArgs};
+
+/// That a run is also reported so.
+pub(super) struct Classic<'a> {
+    pub(super) labels: ClassicLabels,
+    pub(super) args: &'a EchoArgs,
+}
+
+impl Classic<'_> {
+    /// The parameters and results of a run.
+    pub(super) fn summary(
+        &self,
+        run: &Run<'_>,
+        report: &Report,
+        published: &Published,
+        total: Duration,
+    ) -> String {
+        let seed_run = SeedRun {
+            labels: match self.labels {
+                ClassicLabels::Seed => Labels::Seed,
+                ClassicLabels::Newest => Labels::Newest,
+            },
+            address: run
+                .endpoint
+                .host()
+                .map_or_else(|| run.endpoint.to_string(), ToString::to_string),
+            port: run.endpoint.port().unwrap_or(0),
+            clients: run.connections,
+            messages: self
+                .args
+                .messages
+                .unwrap_or(self.args.depth.unwrap_or(1) as u64),
+            size_bytes: self.args.size,
+            seconds: run.args.duration.as_secs(),
+            errors: report.errors_total(),
+            total_time: total,
+            total_bytes: published.tally.bytes,
+            total_messages: if run.datagrams {
+                TotalMessages::Counted(published.tally.answered)
+            } else {
+                TotalMessages::FromBytes
+            },
+        };
+        format!(
+            "{}\n{}",
+            seed_style::parameters(&seed_run),
+            seed_style::results(&seed_run)
+        )
+    }
+}

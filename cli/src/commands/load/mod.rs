@@ -1,0 +1,89 @@
+//! `ringmill load`: clients that measure a server. Here are the flags that all its workloads have.
+
+mod classic;
+mod control;
+mod echo;
+mod figures;
+mod flood;
+mod progress;
+
+pub use self::echo::{ClassicLabels, EchoArgs};
+pub use self::flood::FloodArgs;
+
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Args, Subcommand};
+
+use crate::exit::{Exit, UsageError};
+use crate::fail_if::FailIf;
+use crate::units;
+
+/// Flags of `ringmill load`.
+#[derive(Debug, Args)]
+pub struct LoadArgs {
+    /// What to load.
+    #[command(subcommand)]
+    pub workload: Workload,
+}
+
+/// What can be loaded.
+#[derive(Debug, Subcommand)]
+pub enum Workload {
+    /// Send messages to an echo server and expect them back.
+    Echo(EchoArgs),
+    /// Send datagrams one way, as fast as the host can or at a set rate.
+    Flood(FloodArgs),
+}
+
+/// Flags of every load run.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Run")]
+pub struct RunArgs {
+    /// Length of the measured part.
+    #[arg(long, short = 'd', value_name = "TIME", value_parser = units::parse_duration, default_value = "10s")]
+    pub duration: Duration,
+
+    /// Run this long before measuring.
+    #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "1s")]
+    pub warmup: Duration,
+
+    /// Print NDJSON: one object for each second, then the report.
+    #[arg(long)]
+    pub json: bool,
+
+    /// Write the latencies of each second to an HdrHistogram log.
+    #[arg(long, value_name = "FILE")]
+    pub histogram: Option<std::path::PathBuf>,
+
+    /// Exit with 3 when this holds, such as 'p99>5ms', 'loss>0.1%', 'rate<100k'; may be repeated.
+    #[arg(long, value_name = "CONDITION")]
+    pub fail_if: Vec<FailIf>,
+
+    /// Ask a ringmill server at this address (its --stats) for its CPU time.
+    #[arg(long, value_name = "ADDR", value_parser = crate::args::parse_loopback_address)]
+    pub server_stats: Option<std::net::SocketAddr>,
+}
+
+/// Runs the load.
+///
+/// # Errors
+/// When no connection can be made, or the flags contradict each other.
+pub fn run(args: &LoadArgs) -> Result<Exit> {
+    match &args.workload {
+        Workload::Echo(args) => echo::run(args),
+        Workload::Flood(args) => flood::run(args),
+    }
+}
+
+/// The largest UDP payload over IPv4.
+const DATAGRAM_LEN_MAX: u64 = 65_507;
+
+/// The answer to `--histogram` where there is nothing to write to it.
+fn no_latencies(why: &str) -> anyhow::Error {
+    UsageError(format!(
+        "--histogram: {why}, so there are no latencies to write; leave it away, or measure with \
+         `ringmill load echo`"
+    ))
+    .into()
+}
