@@ -47,6 +47,9 @@ const LOG_INTERVAL: Duration = Duration::from_secs(10);
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 /// How soon events and the end of a shard are seen; signals and words are seen at once.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+/// Receive buffers of each shard: a datagram of each of so many clients in one turn. With fewer, the
+/// receives of the others end for want of a buffer and are armed again one by one.
+const DATAGRAM_BUFFERS: u32 = 2048;
 /// Files that the process needs beside one socket for each entry, without io_uring.
 const FILES_RESERVED: usize = 256;
 
@@ -406,6 +409,7 @@ impl Nating {
         }
         let limits = Limits {
             max_connections: placement.connections_max,
+            datagram_buffers: DATAGRAM_BUFFERS,
             ..Limits::default()
         };
         let engine = launch::builder(&self.engine, limits, &placement)
