@@ -10,7 +10,7 @@
 use std::sync::Arc;
 
 use ringmill_engine::{
-    Buffer, Closed, Context, Engine, ListenerId, Protocol, Service, ShardId, StreamId,
+    Buffer, Closed, Context, Engine, Fanned, ListenerId, Protocol, Service, ShardId, StreamId,
 };
 
 #[derive(Default)]
@@ -19,10 +19,11 @@ struct Broadcast {
 }
 
 impl Broadcast {
-    fn deliver(&mut self, ctx: &mut Context<'_, Arc<[u8]>>, message: &Arc<[u8]>) {
+    fn deliver(&mut self, ctx: &mut Context<'_, Arc<[u8]>>, message: Arc<[u8]>) {
+        let message = Fanned::new(message);
         for member in &self.members {
             // Policy: a member whose queue is full misses this message and delays nobody.
-            let _ = ctx.send(*member, Arc::clone(message));
+            let _ = ctx.send(*member, message.clone());
         }
     }
 }
@@ -47,11 +48,11 @@ impl Protocol for Broadcast {
             // Policy: a shard whose mailbox is full misses this message; the counter tells.
             let _ = ctx.post(shard, Arc::clone(&message));
         }
-        self.deliver(ctx, &message);
+        self.deliver(ctx, message);
     }
 
     fn message(&mut self, ctx: &mut Context<'_, Arc<[u8]>>, _from: ShardId, message: Arc<[u8]>) {
-        self.deliver(ctx, &message);
+        self.deliver(ctx, message);
     }
 
     fn closed(&mut self, _ctx: &mut Context<'_, Arc<[u8]>>, stream: StreamId, _reason: Closed) {

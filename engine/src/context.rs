@@ -4,6 +4,7 @@ use std::io;
 
 use crate::driver::{Close, Connect, Open};
 use crate::ids::{ServiceId, ShardId, SocketId, StreamId};
+use crate::limits::{Dropped, QueueBounds};
 use crate::mailbox::Mailbox;
 use crate::protocol::Sent;
 use crate::shard::Core;
@@ -74,18 +75,72 @@ impl<M: Send + 'static> Context<'_, M> {
     /// [`Context::finish`] the answer is [`Sent::Closed`].
     #[inline]
     pub fn send(&mut self, stream: StreamId, payload: impl Into<Payload>) -> Sent {
+        let bounds = self.core.tables.limits.stream_queue();
+        self.enqueue(stream, payload.into(), bounds)
+    }
+
+    /// [`Context::send`] within bounds of the protocol's own, where they are narrower than the
+    /// shard's limits, and within a fair share: a queue may grow only as long as it is shorter than
+    /// what is free of the shard's bounds. So some of that always stays free for streams whose
+    /// peers do read, however many do not (the dynamic threshold of Choudhury and Hahne, 1998).
+    #[inline]
+    pub fn send_within(
+        &mut self,
+        stream: StreamId,
+        payload: impl Into<Payload>,
+        bounds: QueueBounds,
+    ) -> Sent {
+        let bounds = self.fair(bounds);
+        self.enqueue(stream, payload.into(), bounds)
+    }
+
+    /// Drops the oldest payloads of a stream until a [`send_within`](Context::send_within) of
+    /// `len` bytes and these bounds is accepted, or no more can be dropped. Never touched is a
+    /// payload of which the peer has a part, or that the kernel may be sending: what arrives is
+    /// always made of whole payloads. Received buffers and bytes of one send alone may be merged
+    /// behind a slow peer's, and then go together: where boundaries matter, send shared bytes.
+    ///
+    /// A stream that finishes or closes loses nothing. If half of the stream's queue is free after
+    /// this, `drained` is not called for sends that were refused before.
+    pub fn drop_oldest(&mut self, stream: StreamId, len: usize, bounds: QueueBounds) -> Dropped {
+        let bounds = self.fair(bounds);
+        let tables = &mut self.core.tables;
+        match tables.streams.get(stream) {
+            Some(entry) if entry.state == State::Open && !entry.finishing => {}
+            _ => return Dropped::default(),
+        }
+        tables
+            .streams
+            .drop_oldest(stream.index, len, bounds, &tables.limits)
+    }
+
+    /// These bounds, the shard's limits for one stream and what is free in the shard, whichever is
+    /// least.
+    #[inline]
+    fn fair(&self, bounds: QueueBounds) -> QueueBounds {
+        let tables = &self.core.tables;
+        let room = tables.streams.room(&tables.limits);
+        let bytes_max = bounds.bytes_max.min(tables.limits.stream_queue_bytes_max);
+        QueueBounds {
+            bytes_max: bytes_max.min(room.bytes_max),
+            messages_max: bounds.messages_max.min(room.messages_max),
+        }
+    }
+
+    #[inline]
+    fn enqueue(&mut self, stream: StreamId, payload: Payload, bounds: QueueBounds) -> Sent {
         let tables = &mut self.core.tables;
         match tables.streams.get(stream) {
             Some(entry) if entry.state == State::Open && !entry.finishing => {}
             _ => return Sent::Closed,
         }
-        let payload = payload.into();
         if payload.is_empty() {
             return Sent::Queued;
         }
+        let (limits, active) = (&tables.limits, tables.active);
         if tables
             .streams
-            .enqueue(stream.index, payload, &tables.limits, tables.active)
+            .enqueue(stream.index, payload, limits, bounds, active)
         {
             Sent::Queued
         } else {
@@ -104,6 +159,16 @@ impl<M: Send + 'static> Context<'_, M> {
         entry
             .and_then(|entry| entry.queue.as_ref())
             .map_or(0, |queue| queue.bytes)
+    }
+
+    /// Payloads that wait to be sent on a stream, one of which a part was sent included.
+    #[inline]
+    #[must_use]
+    pub fn queued_messages(&mut self, stream: StreamId) -> usize {
+        let entry = self.core.tables.streams.get(stream);
+        entry
+            .and_then(|entry| entry.queue.as_ref())
+            .map_or(0, |queue| queue.chunks.len())
     }
 
     /// Asks for `drained` once half of the stream's queue is free, as if a send had been refused:

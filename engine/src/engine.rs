@@ -139,6 +139,15 @@ impl<P: Protocol> Service<P> {
         self
     }
 
+    /// Where it listens or is bound, in the order in which endpoints were added: that of
+    /// [`ListenerId::endpoint`].
+    pub fn addresses(&self) -> impl Iterator<Item = Address> {
+        self.endpoints.iter().map(|endpoint| match endpoint {
+            Endpoint::Stream { address, .. } => address.clone(),
+            Endpoint::Datagram(address) => Address::Ip(*address),
+        })
+    }
+
     /// A handle with which the control thread can post messages once the engine runs.
     #[must_use]
     pub fn controller(&self) -> Controller<P::Message> {

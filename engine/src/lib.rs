@@ -72,7 +72,7 @@
 //! | `Send(bytes)` on a session or client | [`Context::send`], answered by [`Sent`]: queued, full or closed |
 //! | `Send(endpoint, bytes)` of UDP | [`Context::send_datagrams`] with a [`Transmit`]: one or many datagrams |
 //! | `Receive` of UDP | nothing to call: [`Protocol::datagrams`] gets batches; [`Context::set_socket_reading`] pauses |
-//! | `Multicast(bytes)` to all sessions | one `Arc` to each shard by [`Context::post`], then [`Context::send`] to each stream (example `broadcast`) |
+//! | `Multicast(bytes)` to all sessions | one `Arc` to each shard by [`Context::post`], then [`Context::send`] of a [`Fanned`] to each stream (example `broadcast`); for slow readers [`Context::send_within`] and [`Context::drop_oldest`] |
 //! | `DisconnectAll` | [`Context::close`] for each stream of the shard; [`Engine::stop`] for all |
 //! | `FindSession(id)` | a [`StreamId`] is the handle itself; ids that outlived their stream are answered "closed" |
 //! | session id (random UUID) | [`StreamId`]: shard-local, never confused with a later stream |
@@ -80,13 +80,13 @@
 //! | `OnConnected` of a session, of a client | [`Protocol::accepted`], [`Protocol::connected`] |
 //! | `OnDisconnected`, `OnError(socket error)` | [`Protocol::closed`] with a [`Closed`] reason; nothing is swallowed. [`Protocol::socket_error`] for datagrams |
 //! | `OnReceived(buffer)` | [`Protocol::received`]; give the [`Buffer`] back to `send` to answer without a copy |
-//! | `OnSent(sent, pending)` | [`Context::queued_bytes`] |
+//! | `OnSent(sent, pending)` | [`Context::queued_bytes`], [`Context::queued_messages`] |
 //! | `OnEmpty` | [`Protocol::drained`], when half of a full queue is free |
 //! | counters (connected sessions, bytes pending, sent, received) | [`Engine::service_totals`], [`Engine::metrics`] |
 //! | option no-delay | always on; options keep-alive, reuse address: `listen` reuses addresses, keep-alive is not offered: idle timeouts are ([`Limits::idle_timeout`]) |
 //! | option reuse port | each shard has its own socket; [`Builder::share_port`] lets other processes in |
 //! | receive and send buffer size | [`Limits::stream_pool_bytes`] for a whole shard; [`Limits::datagram_socket_buffer_bytes`] |
-//! | send buffer limit (later releases) | [`Limits::stream_queue_bytes_max`], [`Limits::shard_queue_bytes_max`] |
+//! | send buffer limit (later releases) | [`Limits::stream_queue_bytes_max`], [`Limits::shard_queue_bytes_max`], in messages [`QueueBounds`] and [`Limits::shard_queue_messages_max`] |
 //! | setup, join and leave multicast group | not yet: comes with the multicast module |
 //!
 //! The engine knows no protocol, and a protocol knows no system call.
@@ -122,9 +122,9 @@ pub use engine::{
 };
 pub use holder::port_holder;
 pub use ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
-pub use limits::Limits;
+pub use limits::{Dropped, Limits, QueueBounds};
 pub use metrics::{ServiceSnapshot, ShardMetrics, ShardSnapshot};
-pub use payload::Payload;
+pub use payload::{Fanned, Payload};
 pub use protocol::{CONTROL, Closed, Protocol, Sent, error_name};
 pub use sys::buffer::{Buffer, BufferMut};
 pub use time::Nanos;

@@ -12,6 +12,9 @@ pub struct Limits {
     pub stream_queue_bytes_max: usize,
     /// Unsent bytes that all streams and sockets of one shard may hold together.
     pub shard_queue_bytes_max: usize,
+    /// Unsent payloads that all streams of one shard may hold together, whatever their length:
+    /// each takes 32 bytes of memory beside its own.
+    pub shard_queue_messages_max: usize,
     /// Unsent bytes that one datagram socket may hold.
     pub socket_queue_bytes_max: usize,
     /// A stream on which nothing was received or sent for this long is closed; none by default.
@@ -36,6 +39,17 @@ pub struct Limits {
     pub datagram_socket_buffer_bytes: usize,
 }
 
+impl Limits {
+    /// The bounds of one stream's queue; the number of its payloads has none of its own.
+    #[must_use]
+    pub fn stream_queue(&self) -> QueueBounds {
+        QueueBounds {
+            bytes_max: self.stream_queue_bytes_max,
+            messages_max: usize::MAX,
+        }
+    }
+}
+
 impl Default for Limits {
     fn default() -> Self {
         Self {
@@ -43,6 +57,8 @@ impl Default for Limits {
             // One slow reader must not hold more than this of a shard's memory.
             stream_queue_bytes_max: 1 << 20,
             shard_queue_bytes_max: 256 << 20,
+            // As much memory again as the bytes above, if all were empty but for one byte.
+            shard_queue_messages_max: 8 << 20,
             socket_queue_bytes_max: 8 << 20,
             idle_timeout: None,
             write_stall_timeout: Some(Duration::from_secs(60)),
@@ -55,4 +71,23 @@ impl Default for Limits {
             datagram_socket_buffer_bytes: 4 << 20,
         }
     }
+}
+
+/// How much may wait on one stream: what [`Context::send_within`](crate::Context::send_within) is
+/// given beside the shard's own [`Limits`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct QueueBounds {
+    /// Unsent bytes.
+    pub bytes_max: usize,
+    /// Unsent payloads, whatever their length.
+    pub messages_max: usize,
+}
+
+/// What [`Context::drop_oldest`](crate::Context::drop_oldest) took out of a queue.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Dropped {
+    /// Payloads.
+    pub messages: usize,
+    /// Their bytes.
+    pub bytes: usize,
 }

@@ -1,5 +1,6 @@
 //! What a protocol sends: received buffers, shared bytes, constants or bytes of its own.
 
+use std::rc::Rc;
 use std::sync::Arc;
 
 use crate::Buffer;
@@ -16,6 +17,14 @@ pub enum Payload {
         /// Where the unsent part begins.
         start: u32,
     },
+    /// The same, shared within this shard by a count that is no atomic: for one message to very
+    /// many streams. `bytes[start..]`.
+    Fanned {
+        /// This shard's hold of the shared allocation.
+        bytes: Fanned,
+        /// Where the unsent part begins.
+        start: u32,
+    },
     /// Bytes that live as long as the program.
     Static(&'static [u8]),
     /// Bytes that belong to this send alone: `bytes[start..]`.
@@ -27,6 +36,27 @@ pub enum Payload {
     },
 }
 
+/// Bytes that came from anywhere and go to many streams of one shard. A clone counts within the
+/// shard, so that a thousand sends on two shards do not pass one cache line to and fro.
+#[derive(Debug, Clone)]
+pub struct Fanned(Rc<Arc<[u8]>>);
+
+impl Fanned {
+    /// Holds the bytes once for all sends of this shard.
+    #[must_use]
+    pub fn new(bytes: Arc<[u8]>) -> Self {
+        Self(Rc::new(bytes))
+    }
+}
+
+impl std::ops::Deref for Fanned {
+    type Target = [u8];
+
+    fn deref(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 impl Payload {
     /// The bytes still to be sent.
     #[inline]
@@ -35,6 +65,7 @@ impl Payload {
         match self {
             Self::Buffer(buffer) => buffer,
             Self::Shared { bytes, start } => &bytes[*start as usize..],
+            Self::Fanned { bytes, start } => &bytes[*start as usize..],
             Self::Static(bytes) => bytes,
             Self::Owned { bytes, start } => &bytes[*start as usize..],
         }
@@ -61,9 +92,19 @@ impl Payload {
         assert!(count <= self.len(), "advance past the end");
         match self {
             Self::Buffer(buffer) => buffer.advance(count),
-            Self::Shared { start, .. } | Self::Owned { start, .. } => *start += count as u32,
+            Self::Shared { start, .. } | Self::Fanned { start, .. } | Self::Owned { start, .. } => {
+                *start += count as u32;
+            }
             Self::Static(bytes) => *bytes = &bytes[count..],
         }
+    }
+
+    /// Whether others hold the same bytes, so that a copy of them would be memory lost.
+    pub(crate) fn is_shared(&self) -> bool {
+        matches!(
+            self,
+            Self::Shared { .. } | Self::Fanned { .. } | Self::Static(_)
+        )
     }
 
     /// The same bytes without holding a receive buffer: a slow peer's share is copied out, so
@@ -89,6 +130,12 @@ impl From<Buffer> for Payload {
 impl From<Arc<[u8]>> for Payload {
     fn from(bytes: Arc<[u8]>) -> Self {
         Self::Shared { bytes, start: 0 }
+    }
+}
+
+impl From<Fanned> for Payload {
+    fn from(bytes: Fanned) -> Self {
+        Self::Fanned { bytes, start: 0 }
     }
 }
 

@@ -6,6 +6,7 @@
 use std::collections::VecDeque;
 
 use crate::ids::{ServiceId, StreamId};
+use crate::limits::{Dropped, QueueBounds};
 use crate::{Limits, Nanos, Payload};
 
 /// Empty send queues kept for reuse, so that a send does not allocate.
@@ -45,6 +46,8 @@ pub(crate) struct SendQueue {
     pub(crate) in_flight: bool,
     /// The protocol was told "full" and waits for "drained".
     pub(crate) was_full: bool,
+    /// Bytes of the front have been sent: it must go out to its end.
+    partial: bool,
     /// When the kernel last took bytes from here, or the queue began, in [`ACTIVITY_TICK`]s.
     pub(crate) progress: u32,
     /// Driver's scratch that must stay in place while a send is in flight.
@@ -61,16 +64,19 @@ impl SendQueue {
             let len = front.len();
             if count < len {
                 front.advance(count);
+                self.partial = true;
                 return;
             }
             count -= len;
+            self.partial = false;
             self.chunks.pop_front();
         }
     }
 
     /// Copies out what is pinned in receive buffers, because the peer is slow; neighbours become
-    /// one piece, so that many tiny ones cost no more memory than their bytes.
-    pub(crate) fn unpin(&mut self) {
+    /// one piece, so that many tiny ones cost no more memory than their bytes. See
+    /// [`Streams::unpin`].
+    fn unpin(&mut self) {
         let chunks = std::mem::take(&mut self.chunks);
         for chunk in chunks {
             self.append_unpinned(chunk, 0);
@@ -81,7 +87,7 @@ impl SendQueue {
     /// because the kernel reads them.
     fn append_unpinned(&mut self, chunk: Payload, held: usize) {
         let small = matches!(chunk, Payload::Buffer(_)) || chunk.len() <= MERGE_LEN_MAX;
-        if !small || matches!(chunk, Payload::Shared { .. } | Payload::Static(_)) {
+        if !small || chunk.is_shared() {
             self.chunks.push_back(chunk);
             return;
         }
@@ -101,6 +107,31 @@ impl SendQueue {
         self.bytes = 0;
         self.in_flight = false;
         self.was_full = false;
+        self.partial = false;
+    }
+
+    /// Pieces at the front that must stay: the kernel may read one, or has sent a part of it.
+    fn held(&self) -> usize {
+        usize::from(self.in_flight || self.partial)
+    }
+
+    /// Drops the oldest pieces that may be dropped until at most `bytes_max` bytes and
+    /// `messages_max` pieces are left.
+    fn drop_oldest(&mut self, bytes_max: usize, messages_max: usize) -> Dropped {
+        let held = self.held();
+        let mut dropped = Dropped::default();
+        for chunk in self.chunks.iter().skip(held) {
+            let fits = self.bytes - dropped.bytes <= bytes_max
+                && self.chunks.len() - dropped.messages <= messages_max;
+            if fits {
+                break;
+            }
+            dropped.messages += 1;
+            dropped.bytes += chunk.len();
+        }
+        self.chunks.drain(held..held + dropped.messages);
+        self.bytes -= dropped.bytes;
+        dropped
     }
 }
 
@@ -154,6 +185,8 @@ pub(crate) struct Streams {
     pub(crate) dirty: Vec<u32>,
     /// Bytes in all send queues of the shard, streams and sockets.
     pub(crate) queued_bytes: usize,
+    /// Payloads in the send queues of the shard's streams.
+    pub(crate) queued_messages: usize,
     /// Streams to be told when the shard has room: none of their own bytes will drain first.
     pub(crate) waiting: Vec<StreamId>,
 }
@@ -167,6 +200,7 @@ impl Streams {
             spare_queues: Vec::new(),
             dirty: Vec::new(),
             queued_bytes: 0,
+            queued_messages: 0,
             waiting: Vec::new(),
         }
     }
@@ -218,6 +252,7 @@ impl Streams {
     pub(crate) fn remove(&mut self, index: u32) {
         if let Some(queue) = self.at(index).queue.take() {
             self.queued_bytes -= queue.bytes;
+            self.queued_messages -= queue.chunks.len();
             self.recycle(queue);
         }
         let entry = self.at(index);
@@ -261,10 +296,11 @@ impl Streams {
         index: u32,
         payload: Payload,
         limits: &Limits,
+        bounds: QueueBounds,
         active: u32,
     ) -> bool {
         let len = payload.len();
-        let queued_bytes = self.queued_bytes;
+        let (queued_bytes, queued_messages) = (self.queued_bytes, self.queued_messages);
         let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
         let queue = match &mut stream.queue {
             Some(queue) => queue,
@@ -277,8 +313,10 @@ impl Streams {
             }
         };
         // A message larger than a bound still goes when nothing waits before it.
-        let full = queue.bytes > 0 && queue.bytes + len > limits.stream_queue_bytes_max
-            || queued_bytes > 0 && queued_bytes + len > limits.shard_queue_bytes_max;
+        let full = queue.bytes > 0
+            && (queue.bytes + len > bounds.bytes_max || queue.chunks.len() >= bounds.messages_max)
+            || queued_bytes > 0 && queued_bytes + len > limits.shard_queue_bytes_max
+            || queued_messages >= limits.shard_queue_messages_max;
         if full {
             if queue.bytes > 0 {
                 queue.was_full = true;
@@ -288,18 +326,71 @@ impl Streams {
             return false;
         }
         queue.bytes += len;
+        let pieces = queue.chunks.len();
         if queue.in_flight {
             // Behind a send that waits for a slow peer nothing may pin a receive buffer.
             queue.append_unpinned(payload, 1);
         } else {
             queue.chunks.push_back(payload);
         }
+        self.queued_messages += queue.chunks.len() - pieces;
         self.queued_bytes += len;
         if !stream.dirty && !queue.in_flight {
             stream.dirty = true;
             self.dirty.push(index);
         }
         true
+    }
+
+    /// What is free of the shard's bounds.
+    pub(crate) fn room(&self, limits: &Limits) -> QueueBounds {
+        let free = |max: usize, used: usize| max.saturating_sub(used);
+        QueueBounds {
+            bytes_max: free(limits.shard_queue_bytes_max, self.queued_bytes),
+            messages_max: free(limits.shard_queue_messages_max, self.queued_messages),
+        }
+    }
+
+    /// Makes room in a stream's queue for `len` more bytes in one more piece within `bounds`, as
+    /// far as pieces may be dropped.
+    pub(crate) fn drop_oldest(
+        &mut self,
+        index: u32,
+        len: usize,
+        bounds: QueueBounds,
+        limits: &Limits,
+    ) -> Dropped {
+        let stream = self.at(index);
+        let Some(queue) = &mut stream.queue else {
+            return Dropped::default();
+        };
+        let dropped = queue.drop_oldest(
+            bounds.bytes_max.saturating_sub(len),
+            bounds.messages_max.saturating_sub(1),
+        );
+        if dropped.messages > 0 && queue.bytes <= limits.stream_queue_bytes_max / 2 {
+            // Whoever was refused has made the room itself.
+            queue.was_full = false;
+        }
+        if queue.chunks.is_empty() {
+            // As after a send of everything: an idle stream has no queue.
+            let queue = stream.queue.take().expect("just seen");
+            self.recycle(queue);
+        }
+        self.queued_bytes -= dropped.bytes;
+        self.queued_messages -= dropped.messages;
+        dropped
+    }
+
+    /// A stream's peer is slow: what it waits for must not hold receive buffers of others.
+    pub(crate) fn unpin(&mut self, index: u32) {
+        let Some(queue) = &mut self.at(index).queue else {
+            return;
+        };
+        let pieces = queue.chunks.len();
+        queue.unpin();
+        let merged = pieces - queue.chunks.len();
+        self.queued_messages -= merged;
     }
 
     /// Has a stream's queue sent in the next wait.
@@ -339,7 +430,9 @@ impl Streams {
                 room: false,
             };
         };
+        let pieces = queue.chunks.len();
         queue.consume(count);
+        self.queued_messages -= pieces - queue.chunks.len();
         let low_mark = limits.stream_queue_bytes_max / 2;
         let room = queue.was_full && queue.bytes <= low_mark;
         if room {
@@ -434,10 +527,11 @@ mod tests {
             stream_queue_bytes_max: 100,
             ..Limits::default()
         };
+        let bounds = limits.stream_queue();
         let mut streams = Streams::new();
         let id = streams.insert(0, 1, State::Open, 0);
-        assert!(streams.enqueue(id.index, vec![1; 60].into(), &limits, 0));
-        assert!(!streams.enqueue(id.index, vec![2; 60].into(), &limits, 0));
+        assert!(streams.enqueue(id.index, vec![1; 60].into(), &limits, bounds, 0));
+        assert!(!streams.enqueue(id.index, vec![2; 60].into(), &limits, bounds, 0));
         assert_eq!(streams.queued_bytes, 60);
         assert_eq!(
             streams.sent(id.index, 5, &limits),
@@ -462,5 +556,73 @@ mod tests {
         );
         assert_eq!(streams.queued_bytes, 0);
         assert_eq!(streams.dirty, [id.index]);
+    }
+
+    /// What may go is dropped from the front, and the accounts follow; what a peer has a part of,
+    /// or what the kernel may be reading, stays.
+    #[test]
+    fn the_oldest_are_dropped_but_never_what_is_on_its_way() {
+        let limits = Limits::default();
+        let bounds = |bytes_max, messages_max| QueueBounds {
+            bytes_max,
+            messages_max,
+        };
+        // (sent of the first, in flight, room wanted, bounds) → (dropped, queue bytes left)
+        let cases = [
+            (0, false, 10, bounds(50, 99), (1, 40)),
+            (0, false, 10, bounds(30, 99), (3, 20)),
+            (0, false, 10, bounds(99, 99), (0, 50)),
+            (0, false, 10, bounds(99, 3), (3, 20)),
+            (0, false, 99, bounds(50, 99), (5, 0)),
+            (3, false, 10, bounds(40, 99), (2, 27)),
+            (3, false, 99, bounds(50, 99), (4, 7)),
+            (0, true, 99, bounds(50, 99), (4, 10)),
+            (10, true, 99, bounds(50, 99), (3, 10)),
+            (0, true, 1, bounds(99, 0), (4, 10)),
+        ];
+        for (number, (sent, in_flight, len, bounds, expected)) in cases.into_iter().enumerate() {
+            let mut streams = Streams::new();
+            let id = streams.insert(0, 1, State::Open, 0);
+            for _ in 0..5 {
+                let payload = Payload::Static(b"0123456789");
+                assert!(streams.enqueue(id.index, payload, &limits, limits.stream_queue(), 0));
+            }
+            streams.sent(id.index, sent, &limits);
+            if let Some(queue) = &mut streams.at(id.index).queue {
+                queue.in_flight = in_flight;
+            }
+            let dropped = streams.drop_oldest(id.index, len, bounds, &limits);
+            let queue = streams.at(id.index).queue.as_ref();
+            let (bytes, pieces) = queue.map_or((0, 0), |queue| (queue.bytes, queue.chunks.len()));
+            assert_eq!((dropped.messages, bytes), expected, "case {number}");
+            assert_eq!(dropped.bytes, 10 * dropped.messages, "case {number}");
+            assert_eq!(streams.queued_bytes, bytes, "case {number}");
+            assert_eq!(streams.queued_messages, pieces, "case {number}");
+            streams.remove(id.index);
+            assert_eq!((streams.queued_bytes, streams.queued_messages), (0, 0));
+        }
+    }
+
+    #[test]
+    fn pieces_that_merge_are_counted_as_one() {
+        let limits = Limits::default();
+        let mut streams = Streams::new();
+        let id = streams.insert(0, 1, State::Open, 0);
+        let mut add = |streams: &mut Streams, bytes: &[u8]| {
+            let payload = Payload::from(bytes.to_vec());
+            assert!(streams.enqueue(id.index, payload, &limits, limits.stream_queue(), 0));
+        };
+        for _ in 0..4 {
+            add(&mut streams, b"ab");
+        }
+        assert_eq!(streams.queued_messages, 4);
+        streams.unpin(id.index);
+        assert_eq!((streams.queued_messages, streams.queued_bytes), (1, 8));
+        streams.at(id.index).queue.as_mut().unwrap().in_flight = true;
+        add(&mut streams, b"cd");
+        add(&mut streams, b"ef");
+        assert_eq!(streams.queued_messages, 2);
+        streams.sent(id.index, 9, &limits);
+        assert_eq!((streams.queued_messages, streams.queued_bytes), (1, 3));
     }
 }

@@ -368,7 +368,7 @@ pub(crate) enum Wait {
 /// - `tables.streams.dirty` and `tables.sockets.dirty` list what has something to send; `wait`
 ///   sends it first. For each, clear the `dirty` flag and the list. Every byte accepted by the
 ///   kernel goes through [`Tables::stream_sent`]. What the kernel did not take stays queued,
-///   unpinned ([`crate::stream::SendQueue::unpin`]), and goes on when there is room, in order.
+///   unpinned ([`crate::stream::Streams::unpin`]), and goes on when there is room, in order.
 /// - A stream that fails is reported once by [`Event::Failed`]; nothing is reported for a stream
 ///   after [`Driver::close`].
 /// - After `accept` failed, the driver waits for [`Driver::accept`] to start again.

@@ -305,7 +305,10 @@ impl Shard {
     pub(super) fn tell_of_room(&mut self) {
         let tables = &mut self.core.tables;
         let waiting = !tables.streams.waiting.is_empty() || !tables.sockets.waiting.is_empty();
-        if !waiting || tables.streams.queued_bytes > tables.limits.shard_queue_bytes_max / 2 {
+        let limits = &tables.limits;
+        let is_full = tables.streams.queued_bytes > limits.shard_queue_bytes_max / 2
+            || tables.streams.queued_messages > limits.shard_queue_messages_max / 2;
+        if !waiting || is_full {
             return;
         }
         // They may be refused again, and then wait for the next time.

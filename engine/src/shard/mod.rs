@@ -194,6 +194,11 @@ impl Shard {
         )
     }
 
+    /// Payloads in the send queues of streams, for leak checks.
+    pub(crate) fn queued_messages(&self) -> usize {
+        self.core.tables.streams.queued_messages
+    }
+
     /// One turn: send and wait, events, messages, timers.
     pub(crate) fn turn(&mut self) -> io::Result<()> {
         self.wait()?;

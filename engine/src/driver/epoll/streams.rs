@@ -248,9 +248,9 @@ impl Epoll {
         events: &mut Vec<Event>,
     ) {
         let id = tables.streams.id(index);
+        tables.streams.unpin(index);
         let stream = tables.streams.at(index);
         let queue = stream.queue.as_mut().expect("something is left to be sent");
-        queue.unpin();
         queue.in_flight = true;
         let result = if stream.driver & bit::WATCHED == 0 {
             self.watch(tables, id, true)

@@ -46,8 +46,8 @@ impl SimDriver {
             tables.stream_sent(index, taken, events);
             network.pump(id, end);
         }
+        tables.streams.unpin(index);
         if let Some(queue) = &mut tables.streams.at(index).queue {
-            queue.unpin();
             queue.in_flight = true;
             if let Some(connection) = network.connections.get_mut(&id) {
                 connection.ends[end].blocked = true;

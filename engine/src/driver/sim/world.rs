@@ -141,6 +141,8 @@ pub struct ShardLeaks {
     pub sockets: usize,
     /// Bytes in send queues.
     pub queued_bytes: usize,
+    /// Payloads in send queues of streams.
+    pub queued_messages: usize,
     /// Descriptors of the driver.
     pub descriptors: usize,
     /// Pooled buffers, counted after the protocols were dropped.
@@ -652,11 +654,13 @@ impl World {
         }
         if running.has_ended() {
             let (streams, sockets, queued_bytes) = running.table_counts();
+            let queued_messages = running.queued_messages();
             let descriptors = running.held().descriptors;
             slot.held = ShardLeaks {
                 streams,
                 sockets,
                 queued_bytes,
+                queued_messages,
                 descriptors,
                 buffers: 0,
             };

@@ -253,12 +253,12 @@ impl Uring {
     /// Sends the queue by a request that waits for room.
     fn slow_send(&mut self, tables: &mut Tables, index: u32) {
         let generation = tables.streams.id(index).generation;
+        // The peer is slow: what it waits for must not hold receive buffers of others.
+        tables.streams.unpin(index);
         let stream = tables.streams.at(index);
         let Some(queue) = &mut stream.queue else {
             return;
         };
-        // The peer is slow: what it waits for must not hold receive buffers of others.
-        queue.unpin();
         queue.in_flight = true;
         stream.outstanding += 1;
         let chunk = queue
