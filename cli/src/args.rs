@@ -219,6 +219,11 @@ pub struct LimitArgs {
     #[serde(with = "as_text::size")]
     pub queue_per_shard: u64,
 
+    /// Unsent messages that all connections of one shard may hold, however small they are.
+    #[arg(long, value_name = "N", value_parser = units::parse_count, default_value = "8388608")]
+    #[serde(with = "as_text::count")]
+    pub queue_messages_per_shard: u64,
+
     /// How long a stop (SIGTERM) waits for queues to empty and peers to close.
     #[arg(long, value_name = "TIME", value_parser = units::parse_duration, default_value = "5s")]
     #[serde(with = "as_text::duration")]
@@ -243,6 +248,7 @@ impl Default for LimitArgs {
             write_stall_timeout: Duration::from_secs(60),
             queue_per_connection: 1 << 20,
             queue_per_shard: 256 << 20,
+            queue_messages_per_shard: 8 << 20,
             drain_timeout: Duration::from_secs(5),
             share_port: false,
             steer_by_cpu: false,

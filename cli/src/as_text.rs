@@ -132,6 +132,28 @@ pub mod connections {
     }
 }
 
+/// A number such as `100000` or `"100k"`.
+pub mod count {
+    use super::{Deserializer, Serializer, read, write_number};
+    use crate::units;
+
+    /// # Errors
+    /// Those of the serializer.
+    pub fn serialize<S: Serializer>(count: &u64, to: S) -> Result<S::Ok, S::Error> {
+        write_number(*count, to)
+    }
+
+    /// # Errors
+    /// When it is no count.
+    pub fn deserialize<'de, D: Deserializer<'de>>(from: D) -> Result<u64, D::Error> {
+        read(
+            from,
+            "a number such as 100000 or \"100k\"",
+            units::parse_count,
+        )
+    }
+}
+
 /// Datagrams per second such as `10000` or `"10k"`; without it, the default.
 pub mod source_rate {
     use super::{Deserializer, Serializer, read};

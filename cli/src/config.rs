@@ -23,6 +23,7 @@
 use std::fmt;
 use std::io::Read as _;
 use std::net::SocketAddr;
+use std::num::NonZeroU32;
 use std::ops::Range;
 use std::path::Path;
 
@@ -31,6 +32,7 @@ use toml::Spanned;
 
 use crate::args::{EngineArgs, GuardArgs, LimitArgs};
 use crate::as_text;
+use crate::chat::{ChatArgs, EventsArg, FrameArg, SlowReaderArg};
 use crate::endpoint::{Endpoint, Host};
 use crate::service::{Definition, Module};
 
@@ -106,16 +108,36 @@ struct FileService {
     endpoints: Spanned<Vec<Spanned<Endpoint>>>,
     per_source_rate: Option<Spanned<SourceRate>>,
     limit_loopback: Option<Spanned<bool>>,
+    frame: Option<Spanned<FrameArg>>,
+    line_max: Option<Spanned<Size>>,
+    slow_reader: Option<Spanned<SlowReaderArg>>,
+    queue_messages: Option<Spanned<NonZeroU32>>,
+    events: Option<Spanned<EventsArg>>,
 }
+
+#[derive(Clone, Copy, Deserialize, Serialize)]
+struct Size(#[serde(with = "as_text::size")] u64);
 
 #[derive(Deserialize)]
 struct SourceRate(#[serde(with = "as_text::source_rate")] Option<u32>);
 
-#[derive(Clone, Copy, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 enum ModuleName {
     Echo,
     Discard,
+    Chat,
+}
+
+impl fmt::Debug for ModuleName {
+    /// As it is written in a file.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Echo => "\"echo\"",
+            Self::Discard => "\"discard\"",
+            Self::Chat => "\"chat\"",
+        })
+    }
 }
 
 /// Reads and checks a file.
@@ -215,6 +237,9 @@ impl Source<'_> {
             for endpoint in service.endpoints.into_inner() {
                 let span = endpoint.span();
                 let endpoint = endpoint.into_inner();
+                if let Some(why) = module.refuses(&endpoint) {
+                    return Err(self.error(Some(span), format!("{endpoint}: {why}")));
+                }
                 let earlier = checked.iter().flat_map(|other| {
                     let name = other.name.as_str();
                     other.endpoints.iter().map(move |endpoint| (name, endpoint))
@@ -271,29 +296,75 @@ impl Source<'_> {
     }
 
     fn module(&self, service: &FileService) -> Result<Module, ConfigError> {
-        let rate = service.per_source_rate.as_ref();
-        let loopback = service.limit_loopback.as_ref();
-        match service.module {
-            ModuleName::Echo => {
-                let default = GuardArgs::default();
-                let rate = rate.and_then(|rate| rate.get_ref().0);
-                Ok(Module::Echo(GuardArgs {
-                    per_source_rate: rate.unwrap_or(default.per_source_rate),
-                    limit_loopback: loopback.map_or(default.limit_loopback, |on| *on.get_ref()),
-                }))
-            }
-            ModuleName::Discard => {
-                let span = rate.map(Spanned::span).or(loopback.map(Spanned::span));
-                match span {
-                    None => Ok(Module::Discard),
-                    Some(span) => {
-                        let message = "module \"discard\" answers nothing and has no rate to \
-                                       set; remove this key";
-                        Err(self.error(Some(span), message.into()))
-                    }
-                }
+        let own = service.module;
+        for (key, of, span) in service.module_keys() {
+            if of != own {
+                let message = format!("{key:?} is no key of module {own:?}; remove it");
+                return Err(self.error(Some(span), message));
             }
         }
+        Ok(match own {
+            ModuleName::Echo => {
+                let default = GuardArgs::default();
+                let rate = service.per_source_rate.as_ref();
+                let rate = rate.and_then(|rate| rate.get_ref().0);
+                Module::Echo(GuardArgs {
+                    per_source_rate: rate.unwrap_or(default.per_source_rate),
+                    limit_loopback: given(&service.limit_loopback, default.limit_loopback),
+                })
+            }
+            ModuleName::Discard => Module::Discard,
+            ModuleName::Chat => {
+                let default = ChatArgs::default();
+                let line_max = service.line_max.as_ref();
+                let messages = service.queue_messages.as_ref();
+                Module::Chat(ChatArgs {
+                    frame: given(&service.frame, default.frame),
+                    line_max: line_max.map_or(default.line_max, |size| size.get_ref().0),
+                    slow_reader: given(&service.slow_reader, default.slow_reader),
+                    queue_messages: messages
+                        .map_or(default.queue_messages, |count| count.get_ref().get()),
+                    events: given(&service.events, default.events),
+                })
+            }
+        })
+    }
+}
+
+/// A key's value, or its default.
+fn given<T: Copy>(key: &Option<Spanned<T>>, default: T) -> T {
+    key.as_ref().map_or(default, |value| *value.get_ref())
+}
+
+impl FileService {
+    /// Keys that are there and belong to one module only: name, module, place.
+    fn module_keys(&self) -> impl Iterator<Item = (&'static str, ModuleName, Range<usize>)> {
+        fn span<T>(key: &Option<Spanned<T>>) -> Option<Range<usize>> {
+            key.as_ref().map(Spanned::span)
+        }
+        let keys = [
+            (
+                "per_source_rate",
+                ModuleName::Echo,
+                span(&self.per_source_rate),
+            ),
+            (
+                "limit_loopback",
+                ModuleName::Echo,
+                span(&self.limit_loopback),
+            ),
+            ("frame", ModuleName::Chat, span(&self.frame)),
+            ("line_max", ModuleName::Chat, span(&self.line_max)),
+            ("slow_reader", ModuleName::Chat, span(&self.slow_reader)),
+            (
+                "queue_messages",
+                ModuleName::Chat,
+                span(&self.queue_messages),
+            ),
+            ("events", ModuleName::Chat, span(&self.events)),
+        ];
+        keys.into_iter()
+            .filter_map(|(name, of, span)| Some((name, of, span?)))
     }
 }
 
@@ -339,6 +410,16 @@ struct PrintedService<'a> {
     per_source_rate: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     limit_loopback: Option<bool>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    frame: Option<FrameArg>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    line_max: Option<Size>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    slow_reader: Option<SlowReaderArg>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    queue_messages: Option<u32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    events: Option<EventsArg>,
 }
 
 /// The file as it is printed.
@@ -360,9 +441,10 @@ impl Configuration {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let service = self.services.iter().map(|service| {
-            let guard = match service.module {
-                Module::Echo(guard) => Some(guard),
-                Module::Discard => None,
+            let (guard, chat) = match service.module {
+                Module::Echo(guard) => (Some(guard), None),
+                Module::Discard => (None, None),
+                Module::Chat(chat) => (None, Some(chat)),
             };
             PrintedService {
                 name: &service.name,
@@ -370,6 +452,11 @@ impl Configuration {
                 endpoints: &service.endpoints,
                 per_source_rate: guard.map(|guard| guard.per_source_rate),
                 limit_loopback: guard.map(|guard| guard.limit_loopback),
+                frame: chat.map(|chat| chat.frame),
+                line_max: chat.map(|chat| Size(chat.line_max)),
+                slow_reader: chat.map(|chat| chat.slow_reader),
+                queue_messages: chat.map(|chat| chat.queue_messages),
+                events: chat.map(|chat| chat.events),
             }
         });
         let printed = Printed {
@@ -405,6 +492,7 @@ idle_timeout = "5m"
 write_stall_timeout = "0s"
 queue_per_connection = 70000
 queue_per_shard = "1GiB"
+queue_messages_per_shard = "1M"
 drain_timeout = "1500ms"
 share_port = true
 steer_by_cpu = true
@@ -420,6 +508,16 @@ limit_loopback = true
 name = "sink"
 module = "discard"
 endpoints = ["tcp://[::1]:9"]
+
+[[service]]
+name = "talk"
+module = "chat"
+endpoints = ["tcp://:1111"]
+frame = "line"
+line_max = "4KiB"
+slow_reader = "drop-newest"
+queue_messages = 100
+events = "json"
 "#;
 
     fn service(name: &str, module: &str, endpoints: &str) -> String {
@@ -438,6 +536,7 @@ endpoints = ["tcp://[::1]:9"]
         assert_eq!(read.limits.max_connections, Some(100_000));
         assert_eq!(read.limits.drain_timeout.as_millis(), 1500);
         assert_eq!(read.limits.queue_per_shard, 1 << 30);
+        assert_eq!(read.limits.queue_messages_per_shard, 1_000_000);
         assert!(read.limits.share_port && read.limits.steer_by_cpu);
         let guard = GuardArgs {
             per_source_rate: 20_000,
@@ -445,12 +544,21 @@ endpoints = ["tcp://[::1]:9"]
         };
         assert_eq!(read.services[0].module, Module::Echo(guard));
         assert_eq!(read.services[1].module, Module::Discard);
+        let chat = ChatArgs {
+            frame: FrameArg::Line,
+            line_max: 4096,
+            slow_reader: SlowReaderArg::DropNewest,
+            queue_messages: 100,
+            events: EventsArg::Json,
+        };
+        assert_eq!(read.services[2].module, Module::Chat(chat));
     }
 
     #[test]
     fn what_is_printed_reads_as_the_same() {
         let least = service("a", "echo", "\"tcp://:1\"");
-        for text in [FULL, &least] {
+        let chat = service("a", "chat", "\"tcp://:1\"");
+        for text in [FULL, &least, &chat] {
             let read = parse(text, "f").unwrap();
             let printed = read.to_toml();
             assert_eq!(parse(&printed, "printed").unwrap(), read, "{printed}");
@@ -498,7 +606,7 @@ endpoints = ["tcp://[::1]:9"]
             (
                 service("a", "ecko", "\"tcp://:1\""),
                 "f:3:10: ",
-                "expected `echo` or `discard`",
+                "expected one of `echo`, `discard`, `chat`",
             ),
             (service("a", "echo", ""), "f:4:13: ", "add one such as"),
             (service("a", "echo", "\"7000\""), "f:4:13: ", "tcp://"),
@@ -536,7 +644,20 @@ endpoints = ["tcp://[::1]:9"]
                     service("d", "discard", "\"udp://:9\"")
                 ),
                 "f:5:19: ",
-                "remove this key",
+                "is no key of module \"discard\"; remove it",
+            ),
+            (
+                format!(
+                    "{}events = \"json\"\n",
+                    service("e", "echo", "\"udp://:9\"")
+                ),
+                "f:5:10: ",
+                "is no key of module \"echo\"; remove it",
+            ),
+            (
+                service("c", "chat", "\"udp://:9\""),
+                "f:4:14: ",
+                "a chat needs streams",
             ),
         ];
         for (text, place, remedy) in cases {

@@ -122,6 +122,8 @@ pub fn limits(args: &LimitArgs, placement: &Placement) -> Limits {
         write_stall_timeout: optional(args.write_stall_timeout),
         stream_queue_bytes_max: usize::try_from(args.queue_per_connection).unwrap_or(usize::MAX),
         shard_queue_bytes_max: usize::try_from(args.queue_per_shard).unwrap_or(usize::MAX),
+        shard_queue_messages_max: usize::try_from(args.queue_messages_per_shard)
+            .unwrap_or(usize::MAX),
         drain_timeout: args.drain_timeout,
         ..Limits::default()
     }

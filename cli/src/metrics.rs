@@ -29,6 +29,7 @@ use prometheus_client::registry::Registry;
 use ringmill_engine::impairment::ImpairmentSnapshot;
 use ringmill_engine::time::monotonic_now;
 use ringmill_engine::{ServiceSnapshot, ShardMetrics, ShardSnapshot};
+use ringmill_protocols::chat::{ChatSnapshot, Room};
 use ringmill_protocols::guard::{GuardSnapshot, Guards};
 use ringmill_protocols::load::{Published, Shared};
 use ringmill_protocols::nat::{DestinationInfo, Nat, NatSnapshot};
@@ -62,6 +63,8 @@ pub struct Watched {
     pub driver: String,
     /// Guards of the services that have one; shorter than `services` is fine.
     pub guards: Vec<Option<Arc<Guards>>>,
+    /// Services that are chats; shorter than `services` is fine.
+    pub chats: Vec<Option<Arc<Room>>>,
     /// What a load run has measured so far.
     pub load: Option<Arc<[Arc<Shared>]>>,
     /// A NAT.
@@ -283,6 +286,7 @@ impl Collector for Shown {
         services(encoder, watched)?;
         shards(encoder, watched)?;
         guards(encoder, watched)?;
+        chats(encoder, watched)?;
         if let Some(watched) = &watched.nat {
             nat(encoder, watched)?;
         }
@@ -378,6 +382,29 @@ fn guards(encoder: &mut DescriptorEncoder<'_>, watched: &Watched) -> fmt::Result
             .map(|(labels, values)| (labels.clone(), values[index]));
         let name = format!("ringmill_guard_{name}");
         family(encoder, (&name, "counter", help), samples)?;
+    }
+    Ok(())
+}
+
+fn chats(encoder: &mut DescriptorEncoder<'_>, watched: &Watched) -> fmt::Result {
+    let numbers = shard_numbers(watched);
+    let mut values = Vec::new();
+    for (service, room) in watched.services.iter().zip(&watched.chats) {
+        let counters = room.iter().flat_map(|room| room.counters());
+        for (shard, counters) in numbers.iter().zip(counters) {
+            let labels = vec![("service", service.as_str()), ("shard", shard.as_str())];
+            values.push((labels, counters.snapshot().values()));
+        }
+    }
+    if values.is_empty() {
+        return Ok(());
+    }
+    for (index, (name, kind, help)) in ChatSnapshot::FIELDS.iter().enumerate() {
+        let samples = values
+            .iter()
+            .map(|(labels, values)| (labels.clone(), values[index]));
+        let name = format!("ringmill_chat_{name}");
+        family(encoder, (&name, kind, help), samples)?;
     }
     Ok(())
 }

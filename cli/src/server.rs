@@ -17,6 +17,7 @@ use ringmill_protocols::control::{ServerStats, Stats};
 use ringmill_protocols::guard::{Guards, OwnPorts};
 use serde_json::{Value, json};
 
+use crate::chat::{EventsArg, RunningChat};
 use crate::config::{Configuration, STATS_SERVICE};
 use crate::console::{self, Input, Line};
 use crate::exit::Exit;
@@ -144,6 +145,8 @@ struct Running {
     engine: Engine,
     /// The guard of each service that has one.
     guards: Vec<Option<Arc<Guards>>>,
+    /// The services that are chats.
+    chats: Vec<Option<RunningChat>>,
 }
 
 impl Running {
@@ -157,6 +160,15 @@ impl Running {
 fn sum(totals: &[ServiceSnapshot]) -> ServiceSnapshot {
     let zero = ServiceSnapshot::default();
     totals.iter().fold(zero, |sum, next| sum.plus(next))
+}
+
+/// A line of the console that is no word of its own goes to every chat.
+fn tell_everyone(running: &Running, line: &[u8]) {
+    for chat in running.chats.iter().flatten() {
+        if !chat.say(line) {
+            eprintln!("ringmill: not sent: the server takes no messages now");
+        }
+    }
 }
 
 fn is_in_use(error: &anyhow::Error) -> bool {
@@ -178,11 +190,13 @@ impl Server<'_> {
             builder = builder.steer_by_cpu(shards.iter().map(|shard| shard.cpu).collect());
         }
         let mut guards = Vec::new();
+        let mut chats = Vec::new();
         for definition in &self.configuration.services {
             let before = self.before.as_deref();
-            let (next, guard) = definition.add_to(builder, shards, &self.own_ports, before)?;
-            builder = next;
-            guards.push(guard);
+            let added = definition.add_to(builder, shards, &self.own_ports, before)?;
+            builder = added.builder;
+            guards.push(added.guards);
+            chats.push(added.chat);
         }
         let driver = Arc::new(OnceLock::new());
         builder = self.add_stats(builder, shards, &driver);
@@ -194,10 +208,18 @@ impl Server<'_> {
                 shards: engine.metrics().to_vec(),
                 driver: engine.driver().to_string(),
                 guards: guards.clone(),
+                chats: chats
+                    .iter()
+                    .map(|chat| chat.as_ref().map(|chat| Arc::clone(&chat.room)))
+                    .collect(),
                 ..Watched::default()
             });
         }
-        Ok(Running { engine, guards })
+        Ok(Running {
+            engine,
+            guards,
+            chats,
+        })
     }
 
     /// Starts at the addresses of before, once they are free.
@@ -278,10 +300,15 @@ impl Server<'_> {
             self.say(&event, &format!("metrics at {url}"));
         }
         if self.console.is_some() {
-            self.say(
-                &json!({ "type": "console" }),
-                "An empty line or the end of input stops the server, '!' restarts it.",
+            let others = if running.chats.iter().any(Option::is_some) {
+                ", any other line goes to everyone"
+            } else {
+                ""
+            };
+            let words = format!(
+                "An empty line or the end of input stops the server, '!' restarts it{others}."
             );
+            self.say(&json!({ "type": "console" }), &words);
         }
     }
 
@@ -321,7 +348,10 @@ impl Server<'_> {
                         restart = true;
                         "Server restarting..."
                     }
-                    Line::Text(_) => continue,
+                    Line::Text(text) => {
+                        tell_everyone(running, &text);
+                        continue;
+                    }
                 };
                 if !self.configuration.json {
                     print(words);
@@ -329,6 +359,7 @@ impl Server<'_> {
                 stopping = true;
                 running.engine.stop();
             }
+            self.tell_events(running);
             if self.signals.take_hangup() {
                 self.look_again();
             }
@@ -349,6 +380,7 @@ impl Server<'_> {
             }
         }
         let result = running.engine.join();
+        self.tell_events(running);
         if let Some(failed) = notices.failed {
             bail!(failed);
         }
@@ -361,11 +393,13 @@ impl Server<'_> {
             let services = self.configuration.services.iter().zip(&totals);
             let services: Vec<_> = services
                 .zip(&running.guards)
-                .map(|((definition, counters), guards)| {
+                .zip(&running.chats)
+                .map(|(((definition, counters), guards), chat)| {
                     json!({
                         "name": definition.name,
                         "counters": counters,
                         "guard": guards.as_ref().map(|guards| guards.totals()),
+                        "chat": chat.as_ref().map(|chat| chat.room.totals()),
                     })
                 })
                 .collect();
@@ -380,6 +414,26 @@ impl Server<'_> {
         } else {
             Exit::Ok
         }))
+    }
+
+    /// Prints what the sessions of chats did.
+    fn tell_events(&self, running: &mut Running) {
+        let Running { engine, chats, .. } = running;
+        let mut text = String::new();
+        for (n, chat) in chats.iter_mut().enumerate() {
+            let Some(chat) = chat else { continue };
+            for told in chat.happened(engine.service_totals(n).refused) {
+                if self.configuration.json || told.format == EventsArg::Json {
+                    text += &told.json.to_string();
+                } else {
+                    text += &told.words;
+                }
+                text.push('\n');
+            }
+        }
+        if !text.is_empty() {
+            print(text);
+        }
     }
 
     /// The event of one interval: all services together, then each.
@@ -403,6 +457,7 @@ impl Server<'_> {
                     rate(now[n].received_datagrams, before[n].received_datagrams),
                 "counters": now[n],
                 "guard": running.guards[n].as_ref().map(|guards| guards.totals()),
+                "chat": running.chats[n].as_ref().map(|chat| chat.room.totals()),
             }));
         }
         json!({

@@ -6,12 +6,14 @@ use std::sync::Arc;
 
 use anyhow::Result;
 use ringmill_engine::{Address, BoundAddress, Builder, Protocol, Service};
+use ringmill_protocols::chat::Transport as ChatTransport;
 use ringmill_protocols::discard::Discard;
 use ringmill_protocols::echo::Echo;
 use ringmill_protocols::guard::{Guards, OwnPorts};
 
 use crate::args::GuardArgs;
-use crate::endpoint::Endpoint;
+use crate::chat::{ChatArgs, RunningChat};
+use crate::endpoint::{Endpoint, Transport};
 use crate::launch;
 
 /// What a service does.
@@ -21,6 +23,8 @@ pub enum Module {
     Echo(GuardArgs),
     /// Takes everything and answers nothing.
     Discard,
+    /// Sends every message to every session.
+    Chat(ChatArgs),
 }
 
 impl Module {
@@ -30,7 +34,22 @@ impl Module {
         match self {
             Self::Echo(_) => "echo",
             Self::Discard => "discard",
+            Self::Chat(_) => "chat",
         }
+    }
+
+    /// Why it cannot be served at an endpoint, if so.
+    #[must_use]
+    pub fn refuses(&self, endpoint: &Endpoint) -> Option<&'static str> {
+        let datagrams = matches!(
+            endpoint,
+            Endpoint::Inet {
+                transport: Transport::Udp,
+                ..
+            }
+        );
+        let needs_streams = matches!(self, Self::Chat(_));
+        (datagrams && needs_streams).then_some("a chat needs streams; use tcp:// or unix:")
     }
 }
 
@@ -80,9 +99,29 @@ impl Places<'_> {
     }
 }
 
+/// An engine with one more service, and what the control thread holds of it.
+pub struct Added {
+    /// The engine to be.
+    pub builder: Builder,
+    /// The guards whose counters belong to the service.
+    pub guards: Option<Arc<Guards>>,
+    /// The chat that it is.
+    pub chat: Option<RunningChat>,
+}
+
+impl Added {
+    fn plain(builder: Builder) -> Self {
+        Self {
+            builder,
+            guards: None,
+            chat: None,
+        }
+    }
+}
+
 impl Definition {
     /// Adds the service to an engine of so many shards. `before` are the addresses that the engine
-    /// had before a restart. Gives back the guards whose counters belong to the service.
+    /// had before a restart.
     ///
     /// # Errors
     /// When the name of an endpoint cannot be resolved or no port can be found.
@@ -92,7 +131,7 @@ impl Definition {
         shards: u16,
         own_ports: &Arc<OwnPorts>,
         before: Option<&[BoundAddress]>,
-    ) -> Result<(Builder, Option<Arc<Guards>>)> {
+    ) -> Result<Added> {
         let places = match before {
             None => Places::Endpoints(&self.endpoints),
             Some(addresses) => {
@@ -108,11 +147,27 @@ impl Definition {
                 let service = Service::new(self.name.clone(), move |shard| {
                     Echo::new(for_shards.guard(shard))
                 });
-                Ok((builder.service(places.open(service)?), Some(guards)))
+                Ok(Added {
+                    guards: Some(guards),
+                    ..Added::plain(builder.service(places.open(service)?))
+                })
             }
             Module::Discard => {
                 let service = Service::new(self.name.clone(), |_| Discard);
-                Ok((builder.service(places.open(service)?), None))
+                Ok(Added::plain(builder.service(places.open(service)?)))
+            }
+            Module::Chat(args) => {
+                let (chat, service) = RunningChat::new(&self.name, args, shards);
+                let service = places.open(service)?;
+                let transports = service.addresses().map(|address| match address {
+                    Address::Unix(_) => ChatTransport::Unix,
+                    Address::Ip(_) => ChatTransport::Tcp,
+                });
+                chat.room.set_transports(transports.collect());
+                Ok(Added {
+                    chat: Some(chat),
+                    ..Added::plain(builder.service(service))
+                })
             }
         }
     }

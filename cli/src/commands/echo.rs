@@ -48,14 +48,33 @@ Example:
 /// # Errors
 /// When the endpoint cannot be resolved or no engine can be started.
 pub fn run(args: &EchoArgs) -> Result<Exit> {
+    talk("echo", &args.endpoint, args.driver, Ends::Unsent)
+}
+
+/// What becomes of the ends of typed lines.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ends {
+    /// They are not sent; what comes is printed as one line for each receive.
+    Unsent,
+    /// They are sent, and what comes is printed as it is.
+    Sent,
+}
+
+/// Lets a person talk to a server.
+pub(super) fn talk(
+    name: &'static str,
+    endpoint: &Endpoint,
+    driver: DriverArg,
+    ends: Ends,
+) -> Result<Exit> {
     let control = std::thread::current();
     let signals = EndRequests::watch(control.clone())?;
-    let targets = match args.endpoint.connect_addresses()? {
+    let targets = match endpoint.connect_addresses()? {
         Addresses::Path(path) => vec![Address::Unix(path)],
         Addresses::Sockets(addresses) => addresses.into_iter().map(Address::Ip).collect(),
     };
     let datagrams = matches!(
-        args.endpoint,
+        endpoint,
         Endpoint::Inet {
             transport: Transport::Udp,
             ..
@@ -68,12 +87,12 @@ pub fn run(args: &EchoArgs) -> Result<Exit> {
         let _ = sender.send(event);
         woken.unpark();
     });
-    let service = Service::new("echo", move |_| {
+    let service = Service::new(name, move |_| {
         Interactive::new(targets.clone(), datagrams, report.clone())
     });
     let controller = service.controller();
     let engine = Engine::builder()
-        .driver(args.driver.into())
+        .driver(driver.into())
         .limits(Limits {
             max_connections: 1,
             stream_pool_bytes: POOL_BYTES,
@@ -87,19 +106,21 @@ pub fn run(args: &EchoArgs) -> Result<Exit> {
         eprintln!("Each line is sent. '!' disconnects and connects again, an empty line ends.");
     }
     let talk = Talk {
-        endpoint: &args.endpoint,
+        endpoint,
+        ends,
         engine,
         controller,
         signals,
         lines: console::lines(control)?,
         events,
-        screen: Screen::new(),
+        screen: Screen::new(ends),
     };
     talk.go()
 }
 
 struct Talk<'a> {
     endpoint: &'a Endpoint,
+    ends: Ends,
     engine: Engine,
     controller: Controller<Command>,
     signals: EndRequests,
@@ -137,7 +158,12 @@ impl Talk<'_> {
                 Line::End => Command::End,
                 Line::Text(text) if text.is_empty() => Command::End,
                 Line::Text(text) if text == b"!" => Command::Disconnect,
-                Line::Text(text) => Command::Send(text),
+                Line::Text(mut text) => {
+                    if self.ends == Ends::Sent {
+                        text.push(b'\n');
+                    }
+                    Command::Send(text)
+                }
             };
             ending = command == Command::End;
             self.post(command);
@@ -173,14 +199,16 @@ impl Talk<'_> {
 /// What the person sees: answers on standard output, everything else on standard error.
 struct Screen {
     terminal: bool,
+    ends: Ends,
     /// The last words about the connection: the same failure each second is said once.
     said: Option<&'static str>,
 }
 
 impl Screen {
-    fn new() -> Self {
+    fn new(ends: Ends) -> Self {
         Self {
             terminal: std::io::stdout().is_terminal(),
+            ends,
             said: None,
         }
     }
@@ -209,11 +237,16 @@ impl Screen {
     fn print(&self, bytes: &[u8]) {
         let mut out = std::io::stdout().lock();
         // Who no longer reads ends this program by ending its input, not by an error here.
+        let end = match self.ends {
+            Ends::Unsent => "\n",
+            Ends::Sent => "",
+        };
         let _ = if self.terminal {
-            writeln!(out, "{}", printable(bytes))
+            write!(out, "{}", printable(bytes))
         } else {
-            out.write_all(bytes).and_then(|()| out.write_all(b"\n"))
+            out.write_all(bytes)
         }
+        .and_then(|()| out.write_all(end.as_bytes()))
         .and_then(|()| out.flush());
     }
 }

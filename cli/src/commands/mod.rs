@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::{self, Exit};
 
+pub mod chat;
 pub mod demo;
 pub mod echo;
 pub mod generate;
@@ -39,6 +40,7 @@ Examples:
   ringmill serve echo tcp://:7000 udp://:7000    serve on every core, for this machine only
   ringmill load echo tcp://:7000 -c 1000         load it from 1000 connections
   ringmill echo udp://:7000                      talk to it by hand
+  ringmill serve chat tcp://:1111                every message to everyone
   ringmill nat :5784 host:5684 --impair loss=1%  a bad network between clients and a server
   ringmill run server.toml --check               check a file of services
 
@@ -65,6 +67,8 @@ pub enum Command {
     CfNat(nat::cf::CfNatArgs),
     /// Talk to a server by hand: typed lines go out, answers are printed.
     Echo(echo::EchoArgs),
+    /// Take part in a chat: typed lines go to everyone, what everyone says is printed.
+    Chat(chat::ChatArgs),
     /// Show the machine and where shards would run.
     Topology(topology::TopologyArgs),
     /// Show what this host allows, what ringmill will use, and what to change.
@@ -93,6 +97,7 @@ pub fn main() -> ExitCode {
         Command::Nat(args) => nat::run(&args),
         Command::CfNat(args) => nat::cf::run(&args),
         Command::Echo(args) => echo::run(&args),
+        Command::Chat(args) => chat::run(&args),
         Command::Topology(args) => topology::run(&args),
         Command::Doctor { json } => return doctor(json),
     };

@@ -49,9 +49,15 @@ The file, with everything but the services optional:
   idle_timeout = \"5min\"
   [[service]]                # as many as you like
   name = \"front\"             # labels its counters
-  module = \"echo\"            # or \"discard\"
+  module = \"echo\"            # or \"discard\", \"chat\"
   endpoints = [\"tcp://:7000\", \"udp://:7000\"]
-  per_source_rate = 10000    # module echo: datagrams per second and source";
+  per_source_rate = 10000    # module echo: datagrams per second and source
+  [[service]]
+  name = \"talk\"
+  module = \"chat\"
+  endpoints = [\"tcp://:1111\", \"unix:/run/chat.sock\"]
+  frame = \"line\"             # or \"read\"; also line_max, queue_messages, events
+  slow_reader = \"drop-oldest\"  # or \"drop-newest\", \"disconnect\"";
 
 /// Runs the services of a file.
 ///
@@ -117,6 +123,6 @@ mod tests {
         let (_, file) = FILE_HELP.split_once("\n\n").unwrap();
         let read = config::parse(file, "help").unwrap();
         assert_eq!(read.engine.interface.len(), 2);
-        assert_eq!(read.services.len(), 1);
+        assert_eq!(read.services.len(), 2);
     }
 }

@@ -6,9 +6,10 @@ use anyhow::Result;
 use clap::{Args, Subcommand};
 
 use crate::args::{EngineArgs, GuardArgs, LimitArgs, parse_loopback_address};
+use crate::chat::ChatArgs;
 use crate::config::Configuration;
 use crate::endpoint::Endpoint;
-use crate::exit::Exit;
+use crate::exit::{Exit, UsageError};
 use crate::server::{self, ConsoleArgs};
 use crate::service::{Definition, Module};
 
@@ -36,7 +37,27 @@ pub enum ServeProtocol {
     },
     /// Take everything and answer nothing.
     Discard(ServerArgs),
+    /// Send every message to everyone: all sessions on all shards, the sender too.
+    ///
+    /// A session that sends exactly '!' is disconnected. On the console a line goes to everyone with
+    /// the prefix '(admin) ', '!' restarts the server and an empty line stops it.
+    #[command(after_help = CHAT_EXAMPLES)]
+    Chat {
+        /// How it behaves.
+        #[command(flatten)]
+        chat: ChatArgs,
+
+        /// Those of every server.
+        #[command(flatten)]
+        server: ServerArgs,
+    },
 }
+
+const CHAT_EXAMPLES: &str = "\
+Examples:
+  ringmill serve chat tcp://:1111 unix:/tmp/chat.sock
+  ringmill serve chat 'tcp://*:1111' --frame line --slow-reader disconnect --events json
+  ringmill chat tcp://:1111                      take part";
 
 const ECHO_EXAMPLES: &str = "\
 Examples:
@@ -82,7 +103,13 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
     let (module, args) = match &args.protocol {
         ServeProtocol::Echo { guard, server } => (Module::Echo(*guard), server),
         ServeProtocol::Discard(server) => (Module::Discard, server),
+        ServeProtocol::Chat { chat, server } => (Module::Chat(*chat), server),
     };
+    for endpoint in &args.endpoints {
+        if let Some(why) = module.refuses(endpoint) {
+            return Err(UsageError(format!("{endpoint}: {why}")).into());
+        }
+    }
     let configuration = Configuration {
         json: args.json,
         stats: args.stats,
