@@ -292,7 +292,7 @@ fn read_errors(mut err: ChildStderr, errors: &Mutex<String>) {
     }
 }
 
-/// A `ringmill serve echo` that serves.
+/// A `ringmill serve` that serves.
 pub struct Server {
     /// The process.
     pub running: Running,
@@ -307,6 +307,8 @@ pub struct Stopped {
     pub code: i32,
     /// The counters of its last line.
     pub counters: Value,
+    /// Its services with all their counters.
+    pub services: Value,
     /// All of its standard error.
     pub stderr: String,
 }
@@ -326,8 +328,21 @@ impl Server {
     /// # Panics
     /// When it does not serve.
     #[must_use]
-    pub fn start_as(mut command: Command, endpoints: &[&str], flags: &[&str]) -> Self {
-        command.args(["serve", "echo", "--json"]).args(endpoints);
+    pub fn start_as(command: Command, endpoints: &[&str], flags: &[&str]) -> Self {
+        Self::serve(command, "echo", endpoints, flags)
+    }
+
+    /// A server of a chat.
+    ///
+    /// # Panics
+    /// When it does not serve.
+    #[must_use]
+    pub fn chat(endpoints: &[&str], flags: &[&str]) -> Self {
+        Self::serve(command(), "chat", endpoints, flags)
+    }
+
+    fn serve(mut command: Command, protocol: &str, endpoints: &[&str], flags: &[&str]) -> Self {
+        command.args(["serve", protocol, "--json"]).args(endpoints);
         let mut running = Running::start(&mut command, flags);
         let wanted: usize = endpoints.iter().map(|endpoint| addresses(endpoint)).sum();
         let listening = (0..wanted)
@@ -399,6 +414,7 @@ impl Server {
         Stopped {
             code,
             counters: last["counters"].clone(),
+            services: last["services"].clone(),
             stderr,
         }
     }

@@ -5,6 +5,8 @@
 
 #[path = "simulator/bench.rs"]
 mod bench;
+#[path = "simulator/chat.rs"]
+mod chat;
 #[path = "simulator/figures.rs"]
 mod figures;
 #[path = "simulator/guard.rs"]
