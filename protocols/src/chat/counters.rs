@@ -28,6 +28,8 @@ counters! {
         crossings_delayed: counter,
         /// Messages that wait for another shard now.
         crossings_waiting: gauge,
+        /// Messages that still waited for another shard when the server stopped.
+        crossings_lost: counter,
         /// Times that the reading of a sender was paused because its message had to wait.
         senders_paused: counter,
         /// Messages queued for a session of this shard.

@@ -381,6 +381,12 @@ impl Protocol for Chat {
         self.retry_later(ctx);
     }
 
+    fn stopped(&mut self) {
+        let lost = self.crossing.waiting() as u64;
+        self.counters().crossings_lost.add(lost);
+        self.counters().crossings_waiting.set(0);
+    }
+
     fn message(
         &mut self,
         ctx: &mut Context<'_, Self::Message>,

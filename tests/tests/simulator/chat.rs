@@ -387,6 +387,9 @@ fn play(seed: u64, sum: &mut Sum) {
     check_events(&events.lock().unwrap(), totals.joined, seed);
     assert_eq!(totals.sessions, 0, "seed {seed}: {totals:?}");
     assert_eq!(totals.crossings_waiting, 0, "seed {seed}: {totals:?}");
+    if plan.stop != 0 {
+        assert_eq!(totals.crossings_lost, 0, "seed {seed}: {totals:?}");
+    }
     sum.dropped_oldest += totals.dropped_oldest;
     sum.dropped_newest += totals.dropped_newest;
     sum.disconnected_slow += totals.disconnected_slow;
