@@ -608,7 +608,7 @@ mod tests {
         let limits = Limits::default();
         let mut streams = Streams::new();
         let id = streams.insert(0, 1, State::Open, 0);
-        let mut add = |streams: &mut Streams, bytes: &[u8]| {
+        let add = |streams: &mut Streams, bytes: &[u8]| {
             let payload = Payload::from(bytes.to_vec());
             assert!(streams.enqueue(id.index, payload, &limits, limits.stream_queue(), 0));
         };
