@@ -183,8 +183,10 @@ fn connects_disconnects_and_refusals_are_told() {
         } else {
             server.line(&format!("chat: session 1 connected by TCP from {peer}"));
         }
-        let mut refused = TcpStream::connect_timeout(&address, PATIENCE).unwrap();
-        let _ = refused.read_to_end(&mut Vec::new());
+        // The reset may come before the connect has been seen to succeed.
+        if let Ok(mut refused) = TcpStream::connect_timeout(&address, PATIENCE) {
+            let _ = refused.read_to_end(&mut Vec::new());
+        }
         if is_json {
             assert_eq!(server.event("refused")["count"], 1);
         } else {

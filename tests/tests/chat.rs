@@ -173,6 +173,7 @@ fn a_slow_reader_delays_nobody() {
                 })
                 .collect();
             assert!(numbers.is_sorted_by(|one, next| one < next), "{what}");
+            drop((slow, fast));
             let stopped = server.stop();
             let lost = LINES - numbers.len();
             assert!(lost > 0, "{what}");
