@@ -180,7 +180,8 @@ fn a_slow_reader_delays_nobody() {
             match policy {
                 "drop-oldest" => {
                     assert!(end.is_ok() && text.ends_with("!\n"), "{what}");
-                    assert_eq!(numbers.last(), Some(&(LINES - 1)), "{what}");
+                    // Its `!` may overtake what is on its way to its shard: 8 MiB of the 40 at most.
+                    assert!(numbers.last() >= Some(&(LINES * 3 / 4)), "{what}");
                     assert!(counter(&stopped, "dropped_oldest") > 0, "{what}");
                 }
                 "drop-newest" => {
