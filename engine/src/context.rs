@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::driver::{Close, Connect, Open};
+use crate::driver::{Close, Connect, Multicast, Open};
 use crate::ids::{ServiceId, ShardId, SocketId, StreamId};
 use crate::limits::{Dropped, QueueBounds};
 use crate::mailbox::Mailbox;
@@ -244,7 +244,21 @@ impl<M: Send + 'static> Context<'_, M> {
         }
         self.core
             .driver
-            .open_socket(&mut self.core.tables, self.service, open)
+            .open_socket(&mut self.core.tables, self.service, open, None)
+    }
+
+    /// Opens a datagram socket that sends to a multicast group or receives from one. Closing it
+    /// leaves the group. Refused (ESHUTDOWN) once a stop has begun.
+    ///
+    /// # Errors
+    /// The error of the system call that failed; see [`Multicast::probe`].
+    pub fn open_multicast(&mut self, open: &Open, multicast: &Multicast) -> io::Result<SocketId> {
+        if self.core.stop_begun() {
+            return Err(io::Error::from_raw_os_error(libc::ESHUTDOWN));
+        }
+        let core = &mut *self.core;
+        core.driver
+            .open_socket(&mut core.tables, self.service, open, Some(multicast))
     }
 
     /// The datagram sockets that the engine bound for this service on this shard, as

@@ -87,7 +87,7 @@
 //! | option reuse port | each shard has its own socket; [`Builder::share_port`] lets other processes in |
 //! | receive and send buffer size | [`Limits::stream_pool_bytes`] for a whole shard; [`Limits::datagram_socket_buffer_bytes`] |
 //! | send buffer limit (later releases) | [`Limits::stream_queue_bytes_max`], [`Limits::shard_queue_bytes_max`], in messages [`QueueBounds`] and [`Limits::shard_queue_messages_max`] |
-//! | setup, join and leave multicast group | not yet: comes with the multicast module |
+//! | setup, join and leave multicast group | [`Context::open_multicast`] with a [`Multicast`]; [`Context::close_socket`] leaves |
 //!
 //! The engine knows no protocol, and a protocol knows no system call.
 
@@ -116,7 +116,7 @@ pub mod topology;
 pub use context::Context;
 pub use control::Notice;
 pub use datagram::{Datagram, Ecn, Transmit, segments};
-pub use driver::{Address, Close, Connect, DriverKind, Open, uring};
+pub use driver::{Address, Close, Connect, DriverKind, Multicast, Open, uring};
 pub use engine::{
     BoundAddress, Builder, Controller, DriverChoice, Engine, Service, StartError, Stopper,
 };

@@ -12,4 +12,5 @@ pub mod echo;
 pub mod guard;
 pub mod interactive;
 pub mod load;
+pub mod multicast;
 pub mod nat;

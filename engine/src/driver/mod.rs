@@ -5,7 +5,7 @@
 //! It never calls a protocol, never decides a policy and never blocks except in its wait.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -125,6 +125,50 @@ pub struct Open {
     pub local: SocketAddr,
     /// Connect to this peer: only its datagrams arrive, and its ICMP errors are reported.
     pub peer: Option<SocketAddr>,
+}
+
+/// What makes a datagram socket one that sends to a multicast group, or receives from one.
+///
+/// A receiver binds to the group's own address and port (`Open::local`) and joins it; any number of
+/// sockets may do so, and each is given every datagram. A sender binds to any port and connects to
+/// the group (`Open::peer`), so that the kernel looks for the way once.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Multicast {
+    /// Index of the interface to send and join on; 0 lets the kernel choose by its routes.
+    pub interface: u32,
+    /// The group to join.
+    pub join: Option<IpAddr>,
+    /// How many routers a datagram may pass, and one more: IPv4's TTL, IPv6's hop limit. 1 stays on
+    /// the link.
+    pub hops: u8,
+    /// Whether receivers on this host get what is sent.
+    pub to_own_host: bool,
+}
+
+impl Default for Multicast {
+    fn default() -> Self {
+        Self {
+            interface: 0,
+            join: None,
+            hops: 1,
+            to_own_host: true,
+        }
+    }
+}
+
+impl Multicast {
+    /// Opens such a socket and closes it again: whether the interface takes part in multicast, the
+    /// group can be joined, and there is a way to it.
+    ///
+    /// # Errors
+    /// The error of the system call that failed: ENODEV for an interface that is not there or takes
+    /// no part, ENETUNREACH where no route leads to the group, ENOBUFS past
+    /// `net.ipv4.igmp_max_memberships` groups of one socket.
+    pub fn probe(&self, open: &Open) -> io::Result<()> {
+        let buffer = Limits::default().datagram_socket_buffer_bytes;
+        crate::sys::socket::open_datagram(open, Some(self), crate::sys::socket::Share::Alone, buffer)
+            .map(drop)
+    }
 }
 
 /// How a stream is closed.
@@ -401,6 +445,7 @@ pub(crate) trait Driver {
         tables: &mut Tables,
         service: ServiceId,
         open: &Open,
+        multicast: Option<&Multicast>,
     ) -> io::Result<SocketId>;
 
     /// Closes a datagram socket: what waits in its queue is dropped and counted, by

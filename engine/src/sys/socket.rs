@@ -1,7 +1,7 @@
 //! Sockets as the engine wants them: non-blocking, close-on-exec, with the right options set.
 
 use std::io;
-use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::path::Path;
 use std::sync::OnceLock;
@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
-use crate::driver::{Address, Connect, Open};
+use crate::driver::{Address, Connect, Multicast, Open};
 
 /// Connections that wait to be accepted: the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 65_535;
@@ -107,7 +107,12 @@ pub(crate) fn socket_address(address: &Address) -> io::Result<SockAddr> {
 }
 
 /// A UDP socket that asks for coalescing, ECN bits and the local address of each datagram.
-pub(crate) fn open_datagram(open: &Open, share: Share, buffer_bytes: usize) -> io::Result<OwnedFd> {
+pub(crate) fn open_datagram(
+    open: &Open,
+    multicast: Option<&Multicast>,
+    share: Share,
+    buffer_bytes: usize,
+) -> io::Result<OwnedFd> {
     let local = open.local;
     let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
     socket.set_nonblocking(true)?;
@@ -144,11 +149,73 @@ pub(crate) fn open_datagram(open: &Open, share: Share, buffer_bytes: usize) -> i
             set_option(&socket, libc::IPPROTO_IPV6, libc::IPV6_RECVPKTINFO, 1)?;
         }
     }
+    if let Some(multicast) = multicast {
+        // Every receiver of a group on this host binds to the same address.
+        socket.set_reuse_address(multicast.join.is_some())?;
+        set_multicast(&socket, local.is_ipv6(), multicast)?;
+    }
     socket.bind(&SockAddr::from(local))?;
+    if let Some(group) = multicast.and_then(|multicast| Some((multicast.join?, multicast.interface))) {
+        join(&socket, group)?;
+    }
     if let Some(peer) = open.peer {
         socket.connect(&SockAddr::from(peer))?;
     }
     Ok(socket.into())
+}
+
+/// How a socket sends to groups, and that it receives from none that others have joined.
+fn set_multicast(socket: &Socket, ipv6: bool, multicast: &Multicast) -> io::Result<()> {
+    if ipv6 {
+        socket.set_multicast_hops_v6(multicast.hops.into())?;
+        socket.set_multicast_loop_v6(multicast.to_own_host)?;
+        let _ = set_option(socket, libc::IPPROTO_IPV6, libc::IPV6_MULTICAST_ALL, 0);
+        if multicast.interface != 0 {
+            socket.set_multicast_if_v6(multicast.interface)?;
+        }
+    } else {
+        socket.set_multicast_ttl_v4(multicast.hops.into())?;
+        socket.set_multicast_loop_v4(multicast.to_own_host)?;
+        let _ = set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_ALL, 0);
+        if multicast.interface != 0 {
+            let choice = multicast_request(Ipv4Addr::UNSPECIFIED, multicast.interface);
+            set_option(socket, libc::IPPROTO_IP, libc::IP_MULTICAST_IF, choice)?;
+        }
+    }
+    Ok(())
+}
+
+fn join(socket: &Socket, (group, interface): (IpAddr, u32)) -> io::Result<()> {
+    match group {
+        IpAddr::V4(group) => {
+            let request = multicast_request(group, interface);
+            set_option(socket, libc::IPPROTO_IP, libc::IP_ADD_MEMBERSHIP, request)
+        }
+        IpAddr::V6(group) => socket.join_multicast_v6(&group, interface),
+    }
+}
+
+fn multicast_request(group: Ipv4Addr, interface: u32) -> libc::ip_mreqn {
+    libc::ip_mreqn {
+        imr_multiaddr: libc::in_addr {
+            s_addr: u32::from(group).to_be(),
+        },
+        imr_address: libc::in_addr { s_addr: 0 },
+        imr_ifindex: interface as i32,
+    }
+}
+
+/// The index of a network interface by its name, in the network namespace of this process.
+///
+/// # Errors
+/// ENODEV when there is none of that name, EINVAL when no interface can be called so.
+pub fn interface_index(name: &str) -> io::Result<u32> {
+    let name = std::ffi::CString::new(name).map_err(|_| io::ErrorKind::InvalidInput)?;
+    // SAFETY: the name is a terminated string that lives for the call.
+    match unsafe { libc::if_nametoindex(name.as_ptr()) } {
+        0 => Err(io::Error::last_os_error()),
+        index => Ok(index),
+    }
 }
 
 /// The local address of a socket, when it is an internet one.
@@ -171,15 +238,21 @@ pub(crate) fn take_error(fd: &impl AsFd) -> i32 {
     }
 }
 
-pub(crate) fn set_option(fd: &impl AsRawFd, level: i32, name: i32, value: i32) -> io::Result<()> {
-    // SAFETY: the option value is an int that lives for the call.
+/// Sets an option whose value is plain data: an int, or one of the kernel's structs.
+pub(crate) fn set_option<T: Copy>(
+    fd: &impl AsRawFd,
+    level: i32,
+    name: i32,
+    value: T,
+) -> io::Result<()> {
+    // SAFETY: the kernel reads at most so many bytes of a value that lives for the call.
     let result = unsafe {
         libc::setsockopt(
             fd.as_raw_fd(),
             level,
             name,
             std::ptr::from_ref(&value).cast(),
-            size_of::<i32>() as libc::socklen_t,
+            size_of::<T>() as libc::socklen_t,
         )
     };
     if result == 0 {

@@ -9,7 +9,7 @@ mod datagram;
 mod flood;
 mod pattern;
 mod schedule;
-mod shared;
+pub(crate) mod shared;
 mod stream;
 
 use std::net::{IpAddr, SocketAddr};
@@ -24,9 +24,9 @@ pub use self::stream::StreamLoad;
 /// The largest message, bytes.
 pub const MESSAGE_LEN_MAX: usize = pattern::WINDOW_MAX;
 /// Connects in flight on one shard: more only overflows the server's queue of new connections.
-const CONNECTS_IN_FLIGHT_MAX: usize = 256;
+pub(crate) const CONNECTS_IN_FLIGHT_MAX: usize = 256;
 /// Between two publications to the control thread.
-const PUBLISH_INTERVAL: Nanos = 100_000_000;
+pub(crate) const PUBLISH_INTERVAL: Nanos = 100_000_000;
 /// How long after the end answers are still awaited.
 const GRACE: Nanos = 1_000_000_000;
 
@@ -73,7 +73,7 @@ pub struct Config {
 
 impl Config {
     /// The part of `total` that belongs to a shard, the first ones taking the remainder.
-    fn share(total: usize, shard: u16, shards: u16) -> usize {
+    pub(crate) fn share(total: usize, shard: u16, shards: u16) -> usize {
         let (shard, shards) = (usize::from(shard), usize::from(shards));
         total / shards + usize::from(shard < total % shards)
     }

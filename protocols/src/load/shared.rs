@@ -223,16 +223,16 @@ impl Shared {
 }
 
 /// A shard's own side: counts without locks, published now and then.
-pub(super) struct Recorder {
+pub(crate) struct Recorder {
     shared: Arc<Shared>,
-    pub(super) tally: Tally,
+    pub(crate) tally: Tally,
     failures: BTreeMap<Failure, u64>,
     response: Histogram<u64>,
     service: Histogram<u64>,
     /// Counting has begun (and not ended).
-    pub(super) measuring: bool,
+    pub(crate) measuring: bool,
     /// When counting began; never, until then.
-    pub(super) measured_from: Nanos,
+    pub(crate) measured_from: Nanos,
     /// The measured time is over: answers no longer count towards the rate, but how long they took
     /// does, or a server that stalls at the end would hide it.
     trailing: bool,
@@ -243,7 +243,7 @@ pub(super) struct Recorder {
 }
 
 impl Recorder {
-    pub(super) fn new(shared: Arc<Shared>, closed_loop: bool) -> Self {
+    pub(crate) fn new(shared: Arc<Shared>, closed_loop: bool) -> Self {
         Self {
             shared,
             tally: Tally::default(),
@@ -291,13 +291,13 @@ impl Recorder {
     }
 
     /// Counting begins.
-    pub(super) fn begin_measuring(&mut self, now: Nanos) {
+    pub(crate) fn begin_measuring(&mut self, now: Nanos) {
         self.measuring = true;
         self.measured_from = now;
     }
 
     /// Counting ends.
-    pub(super) fn end_measuring(&mut self, now: Nanos) {
+    pub(crate) fn end_measuring(&mut self, now: Nanos) {
         if std::mem::take(&mut self.measuring) {
             self.tally.measured_until = now;
             self.trailing = true;
@@ -320,17 +320,17 @@ impl Recorder {
         }
     }
 
-    pub(super) fn set_phase(&self, phase: Phase) {
+    pub(crate) fn set_phase(&self, phase: Phase) {
         self.shared.phase.store(phase as u8, Ordering::Release);
     }
 
-    pub(super) fn set_settled(&self, settled: usize) {
+    pub(crate) fn set_settled(&self, settled: usize) {
         self.shared.settled.store(settled as u64, Ordering::Relaxed);
     }
 
     /// Notes an answered message.
     #[inline]
-    pub(super) fn answered(&mut self, now: Nanos, intended: Nanos, sent: Nanos, bytes: usize) {
+    pub(crate) fn answered(&mut self, now: Nanos, intended: Nanos, sent: Nanos, bytes: usize) {
         if self.measuring {
             // Of so many messages there are as many answers: those to the warm-up are none of them.
             if self.budget.is_some() && sent < self.measured_from {
@@ -348,9 +348,18 @@ impl Recorder {
         }
     }
 
+    /// Notes a message that came from a sender of its own accord; `latency` where both ends have one
+    /// clock.
+    #[inline]
+    pub(crate) fn delivered(&mut self, latency: Option<Nanos>) {
+        if let Some(latency) = latency {
+            self.response.saturating_record(latency);
+        }
+    }
+
     /// Notes messages that were sent.
     #[inline]
-    pub(super) fn sent(&mut self, count: u64) {
+    pub(crate) fn sent(&mut self, count: u64) {
         if self.measuring {
             self.tally.sent += count;
             if let Some(left) = &mut self.budget {
@@ -359,12 +368,12 @@ impl Recorder {
         }
     }
 
-    pub(super) fn failed(&mut self, failure: Failure) {
+    pub(crate) fn failed(&mut self, failure: Failure) {
         *self.failures.entry(failure).or_default() += 1;
     }
 
     /// Hands what has been counted to the control thread.
-    pub(super) fn publish(&mut self) {
+    pub(crate) fn publish(&mut self) {
         let mut published = self
             .shared
             .published

@@ -24,7 +24,7 @@ use self::datagrams::Datagrams;
 use self::inbox::Inbox;
 use self::interest::{EDGE, IN, Kind, bit, word};
 use super::{
-    Address, BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables,
+    Address, BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast, Open, Tables,
     Wait, segments_that_fit, streams_as_files,
 };
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -157,8 +157,10 @@ impl Driver for Epoll {
         tables: &mut Tables,
         service: ServiceId,
         open: &Open,
+        multicast: Option<&Multicast>,
     ) -> io::Result<SocketId> {
-        let fd = socket::open_datagram(open, Share::Alone, self.datagram_socket_buffer_bytes)?;
+        let buffer_bytes = self.datagram_socket_buffer_bytes;
+        let fd = socket::open_datagram(open, multicast, Share::Alone, buffer_bytes)?;
         let local = socket::local_address(&fd)?;
         self.insert_socket(tables, service, fd, local)
     }

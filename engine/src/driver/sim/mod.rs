@@ -64,7 +64,7 @@ pub use self::config::{FaultCounts, Faults, Partition, PathCounts, StreamConfig,
 use self::network::{CLIENT, ConnectionId, Network, Owner, PortId, Released, SimSocketId};
 pub use self::world::{EngineId, EngineSpec, Leaks, ShardLeaks, Stuck, World, seeds};
 use super::{
-    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables, Wait,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast, Open, Tables, Wait,
     segments_that_fit,
 };
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
@@ -233,6 +233,7 @@ impl Driver for SimDriver {
         tables: &mut Tables,
         service: ServiceId,
         open: &Open,
+        multicast: Option<&Multicast>,
     ) -> io::Result<SocketId> {
         let network = Rc::clone(&self.network);
         let network = &mut *network.borrow_mut();
@@ -242,7 +243,10 @@ impl Driver for SimDriver {
             return Err(io::Error::from_raw_os_error(errno));
         }
         // The position is known only once the entry exists; a bind that fails must leave none.
-        let (socket, local) = network.bind(self.port, u32::MAX, open.local, open.peer, false)?;
+        let (socket, local) = match multicast.and_then(|multicast| multicast.join) {
+            Some(group) => network.join(self.port, u32::MAX, open.local, group)?,
+            None => network.bind(self.port, u32::MAX, open.local, open.peer, false)?,
+        };
         let id = tables.sockets.insert(service, 0, local);
         network.sockets.get_mut(&socket).expect("just bound").index = id.index;
         self.map_socket(id.index, socket);

@@ -31,7 +31,7 @@ use self::slots::Table;
 use self::streams::Tried;
 use self::turn::Starved;
 use super::{
-    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Open, Tables, Wait,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast, Open, Tables, Wait,
     segments_that_fit, streams_as_files,
 };
 use crate::datagram::Transmit;
@@ -296,8 +296,10 @@ impl Driver for Uring {
         tables: &mut Tables,
         service: ServiceId,
         open: &Open,
+        multicast: Option<&Multicast>,
     ) -> io::Result<SocketId> {
-        let fd = socket::open_datagram(open, Share::Alone, self.datagram_socket_buffer_bytes)?;
+        let buffer_bytes = self.datagram_socket_buffer_bytes;
+        let fd = socket::open_datagram(open, multicast, Share::Alone, buffer_bytes)?;
         let local = socket::local_address(&fd)?;
         self.insert_socket(tables, service, fd, local)
     }

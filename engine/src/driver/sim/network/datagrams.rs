@@ -89,6 +89,31 @@ impl Network {
         {
             return Err(error(libc::EADDRINUSE));
         }
+        Ok((self.insert_socket(port, index, local, peer), local))
+    }
+
+    /// Binds a socket to a multicast group that it joins. Any number may.
+    pub(in crate::driver::sim) fn join(
+        &mut self,
+        port: PortId,
+        index: u32,
+        local: SocketAddr,
+        group: IpAddr,
+    ) -> io::Result<(SimSocketId, SocketAddr)> {
+        if !group.is_multicast() || local.ip() != group || local.port() == 0 {
+            return Err(error(libc::EINVAL));
+        }
+        Ok((self.insert_socket(port, index, local, None), local))
+    }
+
+    fn insert_socket(
+        &mut self,
+        port: PortId,
+        index: u32,
+        local: SocketAddr,
+        peer: Option<SocketAddr>,
+    ) -> SimSocketId {
+        let host = self.ports[port].host;
         let id = self.next_socket;
         self.next_socket += 1;
         let socket = SimSocket {
@@ -105,7 +130,7 @@ impl Network {
         };
         self.sockets.insert(id, socket);
         self.bound.entry((host, local)).or_default().push(id);
-        Ok((id, local))
+        id
     }
 
     pub(in crate::driver::sim) fn close_socket(&mut self, id: SimSocketId) {
@@ -309,6 +334,9 @@ impl Network {
 
     pub(super) fn datagram_arrives(&mut self, packet: Packet) {
         let sender = self.host_of.get(&packet.from.ip()).copied();
+        if packet.to.ip().is_multicast() {
+            return self.group_datagram_arrives(sender, &packet);
+        }
         let host = match sender {
             Some(sender) => self.host_for(sender, packet.to.ip()),
             // From a loopback address: the flow's ends are on one host, found by who is bound.
@@ -318,13 +346,7 @@ impl Network {
             self.path.unreachable += 1;
             return;
         };
-        let now = self.now;
-        let cut = self
-            .config
-            .partitions
-            .iter()
-            .any(|partition| (partition.from..partition.until).contains(&now));
-        if cut && sender.is_some_and(|sender| sender != host) {
+        if self.is_cut() && sender.is_some_and(|sender| sender != host) {
             self.path.blackout += 1;
             return;
         }
@@ -339,6 +361,35 @@ impl Network {
                 },
             );
         };
+        self.deliver(id, packet);
+    }
+
+    /// To every socket of every host that has joined the group. What the network does to a datagram
+    /// it does before it fans out: the same for all receivers, but for their own full buffers.
+    fn group_datagram_arrives(&mut self, sender: Option<HostId>, packet: &Packet) {
+        let cut = self.is_cut();
+        for host in 0..self.hosts.len() {
+            let Some(members) = self.bound.get(&(host, packet.to)).cloned() else {
+                continue;
+            };
+            if cut && sender.is_some_and(|sender| sender != host) {
+                self.path.blackout += 1;
+                continue;
+            }
+            for id in members {
+                self.deliver(id, packet.clone());
+            }
+        }
+    }
+
+    fn is_cut(&self) -> bool {
+        let partitions = &self.config.partitions;
+        partitions
+            .iter()
+            .any(|partition| (partition.from..partition.until).contains(&self.now))
+    }
+
+    fn deliver(&mut self, id: SimSocketId, packet: Packet) {
         let room = self.config.socket_buffer_bytes;
         let socket = self.sockets.get_mut(&id).expect("a bound socket is open");
         if socket.received_bytes + packet.bytes.len() > room && !socket.received.is_empty() {
