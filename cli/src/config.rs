@@ -443,7 +443,7 @@ impl Configuration {
         let service = self.services.iter().map(|service| {
             let (guard, chat) = match service.module {
                 Module::Echo(guard) => (Some(guard), None),
-                Module::Discard => (None, None),
+                Module::Multicast(_) | Module::Discard => (None, None),
                 Module::Chat(chat) => (None, Some(chat)),
             };
             PrintedService {

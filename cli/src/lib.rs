@@ -16,6 +16,7 @@ pub mod fail_if;
 pub mod fuzzing;
 pub mod launch;
 pub mod metrics;
+pub mod multicast;
 pub mod report;
 pub mod server;
 pub mod service;

@@ -14,17 +14,18 @@ use ringmill_engine::{
     error_name,
 };
 use ringmill_protocols::control::{ServerStats, Stats};
-use ringmill_protocols::guard::{Guards, OwnPorts};
+use ringmill_protocols::guard::OwnPorts;
 use serde_json::{Value, json};
 
-use crate::chat::{EventsArg, RunningChat};
+use crate::chat::EventsArg;
 use crate::config::{Configuration, STATS_SERVICE};
 use crate::console::{self, Input, Line};
+use crate::endpoint::Scheme;
 use crate::exit::Exit;
 use crate::launch::{self, Placement};
 use crate::metrics::{MetricsServer, Watched};
 use crate::report::steal::ProcessTimes;
-use crate::service;
+use crate::service::{self, Counts, Module};
 use crate::signals::EndRequests;
 
 /// At most one line about paused accepts in this time.
@@ -143,16 +144,14 @@ struct Server<'a> {
 /// An engine with what the command line knows of its services.
 struct Running {
     engine: Engine,
-    /// The guard of each service that has one.
-    guards: Vec<Option<Arc<Guards>>>,
-    /// The services that are chats.
-    chats: Vec<Option<RunningChat>>,
+    /// What each service counts for itself.
+    counts: Vec<Counts>,
 }
 
 impl Running {
     /// Counters of each service of the user.
     fn totals(&self) -> Vec<ServiceSnapshot> {
-        let services = 0..self.guards.len();
+        let services = 0..self.counts.len();
         services.map(|n| self.engine.service_totals(n)).collect()
     }
 }
@@ -164,7 +163,11 @@ fn sum(totals: &[ServiceSnapshot]) -> ServiceSnapshot {
 
 /// A line of the console that is no word of its own goes to every chat.
 fn tell_everyone(running: &Running, line: &[u8]) {
-    for chat in running.chats.iter().flatten() {
+    for chat in running
+        .counts
+        .iter()
+        .filter_map(|counts| counts.chat.as_ref())
+    {
         if !chat.say(line) {
             eprintln!("ringmill: not sent: the server takes no messages now");
         }
@@ -189,14 +192,12 @@ impl Server<'_> {
             let shards = &self.placement.plan.shards;
             builder = builder.steer_by_cpu(shards.iter().map(|shard| shard.cpu).collect());
         }
-        let mut guards = Vec::new();
-        let mut chats = Vec::new();
+        let mut counts = Vec::new();
         for definition in &self.configuration.services {
             let before = self.before.as_deref();
-            let added = definition.add_to(builder, shards, &self.own_ports, before)?;
-            builder = added.builder;
-            guards.push(added.guards);
-            chats.push(added.chat);
+            let (next, count) = definition.add_to(builder, shards, &self.own_ports, before)?;
+            builder = next;
+            counts.push(count);
         }
         let driver = Arc::new(OnceLock::new());
         builder = self.add_stats(builder, shards, &driver);
@@ -207,19 +208,15 @@ impl Server<'_> {
                 services: engine.services().to_vec(),
                 shards: engine.metrics().to_vec(),
                 driver: engine.driver().to_string(),
-                guards: guards.clone(),
-                chats: chats
+                guards: counts.iter().map(|count| count.guards.clone()).collect(),
+                chats: counts
                     .iter()
-                    .map(|chat| chat.as_ref().map(|chat| Arc::clone(&chat.room)))
+                    .map(|count| count.chat.as_ref().map(|chat| Arc::clone(&chat.room)))
                     .collect(),
                 ..Watched::default()
             });
         }
-        Ok(Running {
-            engine,
-            guards,
-            chats,
-        })
+        Ok(Running { engine, counts })
     }
 
     /// Starts at the addresses of before, once they are free.
@@ -294,13 +291,14 @@ impl Server<'_> {
                 &format!("{name} at {bound}, {shards} shard{plural}, {driver}"),
             );
         }
+        self.announce_groups();
         if let Some(metrics) = &self.metrics {
             let url = metrics.url();
             let event = json!({ "type": "metrics", "url": url });
             self.say(&event, &format!("metrics at {url}"));
         }
         if self.console.is_some() {
-            let others = if running.chats.iter().any(Option::is_some) {
+            let others = if running.counts.iter().any(|counts| counts.chat.is_some()) {
                 ", any other line goes to everyone"
             } else {
                 ""
@@ -309,6 +307,29 @@ impl Server<'_> {
                 "An empty line or the end of input stops the server, '!' restarts it{others}."
             );
             self.say(&json!({ "type": "console" }), &words);
+        }
+    }
+
+    /// Groups are sent to and not listened on, so the engine does not know of them as addresses.
+    fn announce_groups(&self) {
+        for definition in &self.configuration.services {
+            let Module::Multicast(settings) = &definition.module else {
+                continue;
+            };
+            let groups = definition.endpoints.iter();
+            for group in groups.filter(|endpoint| endpoint.scheme() == Scheme::Udp) {
+                let event = json!({
+                    "type": "sending",
+                    "service": definition.name,
+                    "endpoint": group,
+                    "interface": settings.interface,
+                    "ttl": settings.messages.ttl,
+                });
+                let place = settings.interface.as_ref();
+                let place = place.map_or(String::new(), |name| format!(" on {name}"));
+                let name = &definition.name;
+                self.say(&event, &format!("{name} sends to {group}{place}"));
+            }
         }
     }
 
@@ -392,14 +413,14 @@ impl Server<'_> {
             let totals = running.totals();
             let services = self.configuration.services.iter().zip(&totals);
             let services: Vec<_> = services
-                .zip(&running.guards)
-                .zip(&running.chats)
-                .map(|(((definition, counters), guards), chat)| {
+                .zip(&running.counts)
+                .map(|((definition, counters), counts)| {
                     json!({
                         "name": definition.name,
                         "counters": counters,
-                        "guard": guards.as_ref().map(|guards| guards.totals()),
-                        "chat": chat.as_ref().map(|chat| chat.room.totals()),
+                        "guard": counts.guards.as_ref().map(|guards| guards.totals()),
+                        "multicast": counts.senders.as_ref().map(|senders| senders.totals()),
+                        "chat": counts.chat.as_ref().map(|chat| chat.room.totals()),
                     })
                 })
                 .collect();
@@ -418,10 +439,12 @@ impl Server<'_> {
 
     /// Prints what the sessions of chats did.
     fn tell_events(&self, running: &mut Running) {
-        let Running { engine, chats, .. } = running;
+        let Running { engine, counts } = running;
         let mut text = String::new();
-        for (n, chat) in chats.iter_mut().enumerate() {
-            let Some(chat) = chat else { continue };
+        for (n, counts) in counts.iter_mut().enumerate() {
+            let Some(chat) = &mut counts.chat else {
+                continue;
+            };
             for told in chat.happened(engine.service_totals(n).refused) {
                 if self.configuration.json || told.format == EventsArg::Json {
                     text += &told.json.to_string();
@@ -456,8 +479,9 @@ impl Server<'_> {
                 "datagrams_per_s":
                     rate(now[n].received_datagrams, before[n].received_datagrams),
                 "counters": now[n],
-                "guard": running.guards[n].as_ref().map(|guards| guards.totals()),
-                "chat": running.chats[n].as_ref().map(|chat| chat.room.totals()),
+                "guard": running.counts[n].guards.as_ref().map(|guards| guards.totals()),
+                "multicast": running.counts[n].senders.as_ref().map(|senders| senders.totals()),
+                "chat": running.counts[n].chat.as_ref().map(|chat| chat.room.totals()),
             }));
         }
         json!({

@@ -10,17 +10,21 @@ use ringmill_protocols::chat::Transport as ChatTransport;
 use ringmill_protocols::discard::Discard;
 use ringmill_protocols::echo::Echo;
 use ringmill_protocols::guard::{Guards, OwnPorts};
+use ringmill_protocols::multicast::{Sender, SenderConfig, Senders};
 
 use crate::args::GuardArgs;
 use crate::chat::{ChatArgs, RunningChat};
-use crate::endpoint::{Endpoint, Transport};
+use crate::endpoint::{Endpoint, Scheme, Transport};
 use crate::launch;
+use crate::multicast::{self, MulticastSettings};
 
 /// What a service does.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub enum Module {
     /// Sends back everything that arrives.
     Echo(GuardArgs),
+    /// Sends numbered messages to every session and to groups.
+    Multicast(MulticastSettings),
     /// Takes everything and answers nothing.
     Discard,
     /// Sends every message to every session.
@@ -33,6 +37,7 @@ impl Module {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Echo(_) => "echo",
+            Self::Multicast(_) => "multicast",
             Self::Discard => "discard",
             Self::Chat(_) => "chat",
         }
@@ -59,8 +64,19 @@ impl fmt::Display for Module {
     }
 }
 
+/// What a service counts beside the engine's counters, as the control thread holds it.
+#[derive(Default)]
+pub struct Counts {
+    /// Of echo: which datagrams were not answered, and why.
+    pub guards: Option<Arc<Guards>>,
+    /// The chat that it is.
+    pub chat: Option<RunningChat>,
+    /// Of multicast: messages queued and dropped.
+    pub senders: Option<Arc<Senders>>,
+}
+
 /// One service.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct Definition {
     /// Names its counters.
     pub name: String,
@@ -99,29 +115,9 @@ impl Places<'_> {
     }
 }
 
-/// An engine with one more service, and what the control thread holds of it.
-pub struct Added {
-    /// The engine to be.
-    pub builder: Builder,
-    /// The guards whose counters belong to the service.
-    pub guards: Option<Arc<Guards>>,
-    /// The chat that it is.
-    pub chat: Option<RunningChat>,
-}
-
-impl Added {
-    fn plain(builder: Builder) -> Self {
-        Self {
-            builder,
-            guards: None,
-            chat: None,
-        }
-    }
-}
-
 impl Definition {
     /// Adds the service to an engine of so many shards. `before` are the addresses that the engine
-    /// had before a restart.
+    /// had before a restart. Gives back what belongs to the service alone.
     ///
     /// # Errors
     /// When the name of an endpoint cannot be resolved or no port can be found.
@@ -131,43 +127,75 @@ impl Definition {
         shards: u16,
         own_ports: &Arc<OwnPorts>,
         before: Option<&[BoundAddress]>,
-    ) -> Result<Added> {
+    ) -> Result<(Builder, Counts)> {
+        let listened: Vec<Endpoint>;
         let places = match before {
-            None => Places::Endpoints(&self.endpoints),
+            None => Places::Endpoints(match self.module {
+                // A group is sent to, not listened on.
+                Module::Multicast(_) => {
+                    let streams = self.endpoints.iter();
+                    let streams = streams.filter(|endpoint| endpoint.scheme() != Scheme::Udp);
+                    listened = streams.cloned().collect();
+                    &listened
+                }
+                _ => &self.endpoints,
+            }),
             Some(addresses) => {
                 let mine = addresses.iter().filter(|bound| bound.service == self.name);
                 Places::Bound(mine.collect())
             }
         };
-        match self.module {
+        match &self.module {
             Module::Echo(settings) => {
-                let guards = Guards::new(settings.into(), Arc::clone(own_ports), shards);
+                let guards = Guards::new((*settings).into(), Arc::clone(own_ports), shards);
                 let guards = Arc::new(guards);
                 let for_shards = Arc::clone(&guards);
                 let service = Service::new(self.name.clone(), move |shard| {
                     Echo::new(for_shards.guard(shard))
                 });
-                Ok(Added {
+                let counts = Counts {
                     guards: Some(guards),
-                    ..Added::plain(builder.service(places.open(service)?))
-                })
+                    ..Counts::default()
+                };
+                Ok((builder.service(places.open(service)?), counts))
             }
-            Module::Discard => {
-                let service = Service::new(self.name.clone(), |_| Discard);
-                Ok(Added::plain(builder.service(places.open(service)?)))
+            Module::Multicast(settings) => {
+                let config = Arc::new(SenderConfig {
+                    message_len: settings.messages.size as usize,
+                    rate: settings.messages.rate.0,
+                    slow_readers: settings.messages.slow_readers.into(),
+                    groups: settings.groups(&self.endpoints)?,
+                    clock: multicast::clock(),
+                    source: multicast::source(),
+                });
+                let senders = Arc::new(Senders::new(shards));
+                let for_shards = Arc::clone(&senders);
+                let service = Service::new(self.name.clone(), move |shard| {
+                    Sender::new(Arc::clone(&config), for_shards.of_shard(shard))
+                });
+                let counts = Counts {
+                    senders: Some(senders),
+                    ..Counts::default()
+                };
+                Ok((builder.service(places.open(service)?), counts))
             }
             Module::Chat(args) => {
-                let (chat, service) = RunningChat::new(&self.name, args, shards);
+                let (chat, service) = RunningChat::new(&self.name, *args, shards);
                 let service = places.open(service)?;
                 let transports = service.addresses().map(|address| match address {
                     Address::Unix(_) => ChatTransport::Unix,
                     Address::Ip(_) => ChatTransport::Tcp,
                 });
                 chat.room.set_transports(transports.collect());
-                Ok(Added {
+                let counts = Counts {
                     chat: Some(chat),
-                    ..Added::plain(builder.service(service))
-                })
+                    ..Counts::default()
+                };
+                Ok((builder.service(service), counts))
+            }
+            Module::Discard => {
+                let service = Service::new(self.name.clone(), |_| Discard);
+                Ok((builder.service(places.open(service)?), Counts::default()))
             }
         }
     }

@@ -576,7 +576,8 @@ impl Builder {
         shards: usize,
     ) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
         let buffer = self.limits.datagram_socket_buffer_bytes;
-        let open = |local, share| socket::open_datagram(&Open { local, peer: None }, None, share, buffer);
+        let open =
+            |local, share| socket::open_datagram(&Open { local, peer: None }, None, share, buffer);
         if address.port() != 0 && !self.share_port {
             drop(open(address, Share::Alone)?);
         }

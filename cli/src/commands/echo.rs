@@ -252,7 +252,7 @@ impl Screen {
 }
 
 /// Text for a terminal: what a server sends must not steer it.
-fn printable(bytes: &[u8]) -> String {
+pub(super) fn printable(bytes: &[u8]) -> String {
     let text = String::from_utf8_lossy(bytes);
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {

@@ -11,6 +11,7 @@ pub mod demo;
 pub mod echo;
 pub mod generate;
 pub mod load;
+pub mod multicast;
 pub mod nat;
 pub mod run;
 pub mod serve;
@@ -69,6 +70,8 @@ pub enum Command {
     Echo(echo::EchoArgs),
     /// Take part in a chat: typed lines go to everyone, what everyone says is printed.
     Chat(chat::ChatArgs),
+    /// Send typed lines to a multicast group, or print what is sent to it.
+    Multicast(multicast::MulticastArgs),
     /// Show the machine and where shards would run.
     Topology(topology::TopologyArgs),
     /// Show what this host allows, what ringmill will use, and what to change.
@@ -98,6 +101,7 @@ pub fn main() -> ExitCode {
         Command::CfNat(args) => nat::cf::run(&args),
         Command::Echo(args) => echo::run(&args),
         Command::Chat(args) => chat::run(&args),
+        Command::Multicast(args) => multicast::run(&args),
         Command::Topology(args) => topology::run(&args),
         Command::Doctor { json } => return doctor(json),
     };

@@ -10,6 +10,7 @@ use crate::chat::ChatArgs;
 use crate::config::Configuration;
 use crate::endpoint::Endpoint;
 use crate::exit::{Exit, UsageError};
+use crate::multicast::{MessageArgs, MulticastSettings, take_interface_for};
 use crate::server::{self, ConsoleArgs};
 use crate::service::{Definition, Module};
 
@@ -30,6 +31,17 @@ pub enum ServeProtocol {
         /// Which datagrams are answered.
         #[command(flatten)]
         guard: GuardArgs,
+
+        /// Those of every server.
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Send numbered messages, evenly paced, to every session and to multicast groups.
+    #[command(after_help = MULTICAST_EXAMPLES)]
+    Multicast {
+        /// What is sent.
+        #[command(flatten)]
+        messages: MessageArgs,
 
         /// Those of every server.
         #[command(flatten)]
@@ -64,6 +76,17 @@ Examples:
   ringmill serve echo tcp://:7000 udp://:7000    this machine only
   ringmill serve echo 'tcp://*:7000'             every address
   ringmill serve echo unix:/run/echo.sock --shards 2 --json";
+
+const MULTICAST_EXAMPLES: &str = "\
+A tcp:// or unix: endpoint is listened on, and every session gets every message of its shard. A
+udp:// endpoint is a group to send to: 239.0.0.0/8 or IPv6 up to site scope. --interface is then also
+the interface that groups are sent on. See docs/multicast.md.
+
+Examples:
+  ringmill serve multicast tcp://:7000 unix:/run/feed.sock --rate 10k
+  ringmill serve multicast tcp://:7000 --rate max --slow-readers disconnect
+  ringmill serve multicast udp://239.255.0.1:3334 --interface lo
+  ringmill load multicast udp://239.255.0.1:3334 --interface lo -c 10";
 
 /// Flags of every server.
 #[derive(Debug, Args)]
@@ -102,6 +125,13 @@ pub struct ServerArgs {
 pub fn run(args: &ServeArgs) -> Result<Exit> {
     let (module, args) = match &args.protocol {
         ServeProtocol::Echo { guard, server } => (Module::Echo(*guard), server),
+        ServeProtocol::Multicast { messages, server } => {
+            let settings = MulticastSettings {
+                messages: *messages,
+                interface: None,
+            };
+            (Module::Multicast(settings), server)
+        }
         ServeProtocol::Discard(server) => (Module::Discard, server),
         ServeProtocol::Chat { chat, server } => (Module::Chat(*chat), server),
     };
@@ -110,10 +140,18 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
             return Err(UsageError(format!("{endpoint}: {why}")).into());
         }
     }
+    let mut engine = args.engine.clone();
+    let module = match module {
+        Module::Multicast(settings) => Module::Multicast(MulticastSettings {
+            interface: take_interface_for(&mut engine, &args.endpoints)?,
+            ..settings
+        }),
+        other => other,
+    };
     let configuration = Configuration {
         json: args.json,
         stats: args.stats,
-        engine: args.engine.clone(),
+        engine,
         limits: args.limits.clone(),
         services: vec![Definition {
             name: module.name().to_owned(),

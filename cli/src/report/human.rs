@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::time::Duration;
 
-use super::{Cpu, CpuUse, Datagrams, Environment, Interval, Latency, Limits, Report};
+use super::{Cpu, CpuUse, Datagrams, Environment, Interval, Latency, Limits, MULTICAST, Report};
 use crate::units::{
     format_byte_rate, format_bytes, format_count, format_duration, format_latency_ns,
     format_percent, format_rate,
@@ -31,7 +31,12 @@ pub fn render(report: &Report) -> String {
     screen.raw("");
     totals(&mut screen, report);
     if let Some(datagrams) = &report.datagrams {
-        screen.line("datagrams", &datagrams_words(datagrams));
+        let label = if report.workload == MULTICAST {
+            "deliveries"
+        } else {
+            "datagrams"
+        };
+        screen.line(label, &datagrams_words(datagrams));
     }
     screen.line("connections", &connections_words(report));
     screen.line("errors", &kinds_words(&report.errors));
@@ -98,7 +103,7 @@ fn totals(screen: &mut Screen, report: &Report) {
     screen.line("messages", &format!("{messages:>width$}   {rate}"));
     let rate = format_byte_rate(report.bytes_per_s);
     screen.line("received", &format!("{bytes:>width$}   {rate}"));
-    if report.messages_sent > report.messages {
+    if report.messages_sent > report.messages && report.workload != MULTICAST {
         let unanswered = report.messages_sent - report.messages;
         screen.line(
             "unanswered",
@@ -188,7 +193,11 @@ fn latencies(screen: &mut Screen, report: &Report) {
             .collect::<String>()
     };
     if report.response_time.is_none() && report.service_time.is_none() {
-        screen.line("latency", "not measured: no message was answered");
+        let why = match report.workload == MULTICAST && report.messages > 0 {
+            true => "the sender has another clock",
+            false => "no message was answered",
+        };
+        screen.line("latency", &format!("not measured: {why}"));
         return;
     }
     let heads = ["p50", "p90", "p99", "p99.9", "p99.99", "max", "mean"];

@@ -25,6 +25,10 @@ pub use environment::Environment;
 /// else; a new field does not change it.
 pub const SCHEMA_VERSION: u32 = 1;
 
+/// The workload in which receivers count what a server sends of its own accord: `datagrams` is then
+/// about messages, over streams too.
+pub const MULTICAST: &str = "multicast";
+
 /// Everything that a load run measured and how it was run.
 #[derive(Debug, Clone, Default, PartialEq, Serialize)]
 pub struct Report {

@@ -32,6 +32,8 @@ pub enum TotalMessages {
 pub struct SeedRun {
     /// Whose labels.
     pub labels: Labels,
+    /// A multicast benchmark: there is no number of messages to print.
+    pub multicast: bool,
     /// `-a`.
     pub address: String,
     /// `-p`.
@@ -86,7 +88,9 @@ pub fn parameters(run: &SeedRun) -> String {
     let _ = writeln!(text, "Server address: {}", run.address);
     let _ = writeln!(text, "Server port: {}", run.port);
     let _ = writeln!(text, "Working clients: {}", run.clients);
-    let _ = writeln!(text, "{messages}: {}", run.messages);
+    if !run.multicast {
+        let _ = writeln!(text, "{messages}: {}", run.messages);
+    }
     let _ = writeln!(text, "Message size: {}", run.size_bytes);
     if run.labels == Labels::Newest {
         let _ = writeln!(text, "Seconds to benchmarking: {}", run.seconds);
@@ -99,6 +103,7 @@ pub fn parameters(run: &SeedRun) -> String {
 pub fn results(run: &SeedRun) -> String {
     let mut text = String::new();
     let time = match run.labels {
+        Labels::Seed if run.multicast => "Multicast time",
         Labels::Seed => "Round-trip time",
         Labels::Newest => "Total time",
     };
@@ -229,6 +234,7 @@ mod tests {
     fn run(labels: Labels) -> SeedRun {
         SeedRun {
             labels,
+            multicast: false,
             address: "127.0.0.1".into(),
             port: 1111,
             clients: 100,
@@ -265,6 +271,21 @@ mod tests {
         assert!(text.contains("Messages to send: 1000\n") && !text.contains("Seconds"));
         assert!(results(&run(Labels::Seed)).contains("\nRound-trip time: 10.014 s\n"));
         assert_eq!(progress::benchmarking(Labels::Seed), "Processing...Done!");
+    }
+
+    #[test]
+    fn multicast_labels() {
+        for (labels, time) in [
+            (Labels::Seed, "\nMulticast time: 10.014 s\n"),
+            (Labels::Newest, "\nTotal time: 10.014 s\n"),
+        ] {
+            let run = SeedRun {
+                multicast: true,
+                ..run(labels)
+            };
+            assert!(results(&run).contains(time), "{labels:?}");
+            assert!(!parameters(&run).contains("essages"), "{labels:?}");
+        }
     }
 
     #[test]

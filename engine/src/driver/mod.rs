@@ -166,8 +166,13 @@ impl Multicast {
     /// `net.ipv4.igmp_max_memberships` groups of one socket.
     pub fn probe(&self, open: &Open) -> io::Result<()> {
         let buffer = Limits::default().datagram_socket_buffer_bytes;
-        crate::sys::socket::open_datagram(open, Some(self), crate::sys::socket::Share::Alone, buffer)
-            .map(drop)
+        crate::sys::socket::open_datagram(
+            open,
+            Some(self),
+            crate::sys::socket::Share::Alone,
+            buffer,
+        )
+        .map(drop)
     }
 }
 

@@ -155,7 +155,9 @@ pub(crate) fn open_datagram(
         set_multicast(&socket, local.is_ipv6(), multicast)?;
     }
     socket.bind(&SockAddr::from(local))?;
-    if let Some(group) = multicast.and_then(|multicast| Some((multicast.join?, multicast.interface))) {
+    if let Some(group) =
+        multicast.and_then(|multicast| Some((multicast.join?, multicast.interface)))
+    {
         join(&socket, group)?;
     }
     if let Some(peer) = open.peer {

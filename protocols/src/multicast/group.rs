@@ -26,11 +26,16 @@ pub fn reach(group: IpAddr) -> Reach {
             let scope = segments[0] & 0x000f;
             // ff02::1 is every node of the link, ff02::2 every router, and so on: IANA gave the
             // low numbers to them (RFC 4291 §2.7.1).
-            let link_control = segments[0] == 0xff02 && segments[1..7] == [0; 6] && segments[7] < 256;
+            let link_control =
+                segments[0] == 0xff02 && segments[1..7] == [0; 6] && segments[7] < 256;
             (1..=5).contains(&scope) && !link_control
         }
     };
-    if for_anyone { Reach::Site } else { Reach::Beyond }
+    if for_anyone {
+        Reach::Site
+    } else {
+        Reach::Beyond
+    }
 }
 
 /// Whether a group's address means nothing without an interface: the same group is another one on
@@ -39,7 +44,9 @@ pub fn reach(group: IpAddr) -> Reach {
 pub fn needs_interface(group: IpAddr) -> bool {
     match group {
         IpAddr::V4(_) => false,
-        IpAddr::V6(group) => group.is_multicast() && (1..=2).contains(&(group.segments()[0] & 0x0f)),
+        IpAddr::V6(group) => {
+            group.is_multicast() && (1..=2).contains(&(group.segments()[0] & 0x0f))
+        }
     }
 }
 

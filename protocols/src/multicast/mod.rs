@@ -14,7 +14,8 @@ pub mod wire;
 
 pub use self::receive::{ReceiveConfig, Receivers};
 pub use self::sender::{
-    Group, Rate, Sender, SenderConfig, SenderCounters, SenderSnapshot, Senders, SlowReaders,
+    Group, PATIENCE, Rate, Sender, SenderConfig, SenderCounters, SenderSnapshot, Senders,
+    SlowReaders,
 };
 pub use self::sequence::{Counts, Sequence, WINDOW};
 pub use self::talk::{Talk, TalkCommand, TalkEvent, TalkReport, TalkRole};

@@ -191,7 +191,7 @@ impl Receivers {
             return;
         }
         self.publish();
-        self.recorder.end_measuring(0);
+        self.recorder.end_measuring(ctx.now());
         for stream in std::mem::take(&mut self.open) {
             // The server goes on sending: its bytes have nowhere to go.
             ctx.reset(stream);
@@ -256,7 +256,8 @@ impl Protocol for Receivers {
         match place {
             Some(place) => {
                 self.open.swap_remove(place);
-                if !self.ended {
+                let told = self.receivers[stream.index()].dead;
+                if !self.ended && !told {
                     self.recorder.tally.closed_early += 1;
                     let words = match reason {
                         Closed::Error(errno) => error_name(errno),
@@ -264,6 +265,8 @@ impl Protocol for Receivers {
                         _ => "closed",
                     };
                     self.recorder.failed(("connection", words));
+                }
+                if !self.ended {
                     if self.running && self.open.is_empty() && self.in_flight == 0 {
                         self.end(ctx);
                     }

@@ -365,7 +365,10 @@ impl Sender {
                 Sent::Queued => {
                     queued += count;
                     // Another block may not fit: hold on before it is lost.
-                    let high = ctx.limits().stream_queue_bytes_max.saturating_sub(block.len());
+                    let high = ctx
+                        .limits()
+                        .stream_queue_bytes_max
+                        .saturating_sub(block.len());
                     if wait
                         && !session.behind
                         && session.full_since.is_none()

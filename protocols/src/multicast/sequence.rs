@@ -211,7 +211,10 @@ mod tests {
             (&[5, 4, 6], [2, 0, 0, 0, 0]),
             (&[0, WINDOW, 1], [3, WINDOW - 2, 0, 1, 0]),
             (&[0, WINDOW + 1, 1], [2, WINDOW, 0, 0, 1]),
-            (&[0, 10 * WINDOW, 10 * WINDOW - 1], [3, 10 * WINDOW - 2, 0, 1, 0]),
+            (
+                &[0, 10 * WINDOW, 10 * WINDOW - 1],
+                [3, 10 * WINDOW - 2, 0, 1, 0],
+            ),
             (&[u64::MAX - 1, u64::MAX], [2, 0, 0, 0, 0]),
         ] {
             let got = counts(numbers);

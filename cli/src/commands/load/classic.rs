@@ -1,4 +1,4 @@
-//! The summary in the terms of the classic echo benchmarks.
+//! The summary in the terms of the classic echo and multicast benchmarks.
 
 use std::time::Duration;
 
@@ -8,15 +8,18 @@ use crate::report::seed_style::{Labels, SeedRun, TotalMessages};
 use crate::report::{Report, seed_style};
 
 use super::control::Run;
-use super::echo::{ClassicLabels, EchoArgs};
+use super::echo::ClassicLabels;
 
 /// That a run is also reported so.
-pub(super) struct Classic<'a> {
+pub(super) struct Classic {
     pub(super) labels: ClassicLabels,
-    pub(super) args: &'a EchoArgs,
+    /// Messages in flight or in all; none for multicast, which has no such line.
+    pub(super) messages: Option<u64>,
+    /// Of a message, where it is known; else that of what came.
+    pub(super) size: Option<u64>,
 }
 
-impl Classic<'_> {
+impl Classic {
     /// The parameters and results of a run.
     pub(super) fn summary(
         &self,
@@ -36,11 +39,12 @@ impl Classic<'_> {
                 .map_or_else(|| run.endpoint.to_string(), ToString::to_string),
             port: run.endpoint.port().unwrap_or(0),
             clients: run.connections,
-            messages: self
-                .args
-                .messages
-                .unwrap_or(self.args.depth.unwrap_or(1) as u64),
-            size_bytes: self.args.size,
+            multicast: self.messages.is_none(),
+            messages: self.messages.unwrap_or(0),
+            size_bytes: self.size.unwrap_or_else(|| {
+                let tally = &published.tally;
+                tally.bytes.checked_div(tally.answered).unwrap_or(0)
+            }),
             seconds: run.args.duration.as_secs(),
             errors: report.errors_total(),
             total_time: total,

@@ -20,7 +20,7 @@ use crate::launch::Placement;
 use crate::metrics::{MetricsServer, Watched};
 use crate::report::hlog::{LatencyKind, LogWriter};
 use crate::report::json::JsonLines;
-use crate::report::{Report, human};
+use crate::report::{MULTICAST, Report, human};
 use crate::signals::EndRequests;
 
 use super::RunArgs;
@@ -55,7 +55,7 @@ pub(super) struct Run<'a> {
     pub(super) answer_time: Duration,
     pub(super) connections: u64,
     pub(super) messages: Option<u64>,
-    pub(super) classic: Option<Classic<'a>>,
+    pub(super) classic: Option<Classic>,
 }
 
 impl Run<'_> {
@@ -230,7 +230,11 @@ impl Run<'_> {
             return Ok(Exit::Wrong);
         }
         if exit == Exit::Ok && self.answers && report.messages == 0 && signals.count() == 0 {
-            eprintln!("ringmill: nothing was answered");
+            let what = match self.workload {
+                MULTICAST => "received",
+                _ => "answered",
+            };
+            eprintln!("ringmill: nothing was {what}");
             return Ok(Exit::Failed);
         }
         Ok(exit)

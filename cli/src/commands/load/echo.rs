@@ -227,7 +227,11 @@ pub(super) fn run(args: &EchoArgs) -> Result<Exit> {
         },
         connections: args.connections as u64,
         messages: args.messages,
-        classic: args.classic.map(|labels| Classic { labels, args }),
+        classic: args.classic.map(|labels| Classic {
+            labels,
+            messages: Some(args.messages.unwrap_or(depth as u64)),
+            size: Some(args.size),
+        }),
     };
     run.go()
 }

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use crate::report::environment::Environment;
 use crate::report::steal::{MachineTimes, ProcessTimes, Usage};
-use crate::report::{Connections, Cpu, CpuUse, Datagrams, Interval, Latency, Report};
+use crate::report::{Connections, Cpu, CpuUse, Datagrams, Interval, Latency, MULTICAST, Report};
 
 use super::control::Run;
 
@@ -64,7 +64,8 @@ impl Run<'_> {
             bytes: a.bytes - b.bytes,
             connections: a.opened.saturating_sub(a.closed_early),
             errors: now.failures.values().sum::<u64>() - before.failures.values().sum::<u64>(),
-            lost: self.datagrams.then(|| a.lost - b.lost),
+            // A number that was missing may come late, and is then not lost any more.
+            lost: self.datagrams.then(|| a.lost.saturating_sub(b.lost)),
             wrong_bytes: self.verify.then(|| a.wrong_bytes - b.wrong_bytes),
             response_time: difference(&now.response, &before.response),
             service_time: difference(&now.service, &before.service),
@@ -159,7 +160,11 @@ impl Run<'_> {
             errors.insert("messages without an answer".into(), tally.lost);
         }
         if tally.unknown > 0 {
-            errors.insert("answers that match nothing sent".into(), tally.unknown);
+            let words = match self.workload {
+                MULTICAST => "datagrams that are no multicast messages of ringmill",
+                _ => "answers that match nothing sent",
+            };
+            errors.insert(words.into(), tally.unknown);
         }
         let share = client_cpu.share_percent.unwrap_or(0.0);
         let server_busy = server.as_ref().map_or(0.0, |server| server.cpus_busy);

@@ -5,10 +5,12 @@ mod control;
 mod echo;
 mod figures;
 mod flood;
+mod multicast;
 mod progress;
 
 pub use self::echo::{ClassicLabels, EchoArgs};
 pub use self::flood::FloodArgs;
+pub use self::multicast::MulticastArgs;
 
 use std::time::Duration;
 
@@ -34,6 +36,8 @@ pub enum Workload {
     Echo(EchoArgs),
     /// Send datagrams one way, as fast as the host can or at a set rate.
     Flood(FloodArgs),
+    /// Receive what a multicast server sends, over streams or from a group, and count by number.
+    Multicast(MulticastArgs),
 }
 
 /// Flags of every load run.
@@ -73,6 +77,7 @@ pub fn run(args: &LoadArgs) -> Result<Exit> {
     match &args.workload {
         Workload::Echo(args) => echo::run(args),
         Workload::Flood(args) => flood::run(args),
+        Workload::Multicast(args) => multicast::run(args),
     }
 }
 

@@ -24,8 +24,8 @@ use self::datagrams::Datagrams;
 use self::inbox::Inbox;
 use self::interest::{EDGE, IN, Kind, bit, word};
 use super::{
-    Address, BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast, Open, Tables,
-    Wait, segments_that_fit, streams_as_files,
+    Address, BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast,
+    Open, Tables, Wait, segments_that_fit, streams_as_files,
 };
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
 use crate::mailbox::Waker;

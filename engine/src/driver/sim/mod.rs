@@ -64,8 +64,8 @@ pub use self::config::{FaultCounts, Faults, Partition, PathCounts, StreamConfig,
 use self::network::{CLIENT, ConnectionId, Network, Owner, PortId, Released, SimSocketId};
 pub use self::world::{EngineId, EngineSpec, Leaks, ShardLeaks, Stuck, World, seeds};
 use super::{
-    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast, Open, Tables, Wait,
-    segments_that_fit,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast, Open,
+    Tables, Wait, segments_that_fit,
 };
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
 use crate::mailbox::Waker;

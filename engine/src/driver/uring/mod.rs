@@ -31,8 +31,8 @@ use self::slots::Table;
 use self::streams::Tried;
 use self::turn::Starved;
 use super::{
-    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast, Open, Tables, Wait,
-    segments_that_fit, streams_as_files,
+    BoundDatagramSocket, BoundListener, Close, Connect, Driver, Event, Held, Multicast, Open,
+    Tables, Wait, segments_that_fit, streams_as_files,
 };
 use crate::datagram::Transmit;
 use crate::ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
