@@ -34,6 +34,7 @@ use crate::args::{EngineArgs, GuardArgs, LimitArgs};
 use crate::as_text;
 use crate::chat::{ChatArgs, EventsArg, FrameArg, SlowReaderArg};
 use crate::endpoint::{Endpoint, Host};
+use crate::multicast::MulticastSettings;
 use crate::service::{Definition, Module};
 
 /// A larger file is a mistake: a service takes about 100 bytes.
@@ -113,6 +114,7 @@ struct FileService {
     slow_reader: Option<Spanned<SlowReaderArg>>,
     queue_messages: Option<Spanned<NonZeroU32>>,
     events: Option<Spanned<EventsArg>>,
+    multicast: Option<Spanned<MulticastSettings>>,
 }
 
 #[derive(Clone, Copy, Deserialize, Serialize)]
@@ -125,6 +127,7 @@ struct SourceRate(#[serde(with = "as_text::source_rate")] Option<u32>);
 #[serde(rename_all = "kebab-case")]
 enum ModuleName {
     Echo,
+    Multicast,
     Discard,
     Chat,
 }
@@ -134,6 +137,7 @@ impl fmt::Debug for ModuleName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Echo => "\"echo\"",
+            Self::Multicast => "\"multicast\"",
             Self::Discard => "\"discard\"",
             Self::Chat => "\"chat\"",
         })
@@ -313,6 +317,12 @@ impl Source<'_> {
                     limit_loopback: given(&service.limit_loopback, default.limit_loopback),
                 })
             }
+            ModuleName::Multicast => Module::Multicast(
+                service
+                    .multicast
+                    .as_ref()
+                    .map_or_else(MulticastSettings::default, |keys| keys.get_ref().clone()),
+            ),
             ModuleName::Discard => Module::Discard,
             ModuleName::Chat => {
                 let default = ChatArgs::default();
@@ -353,6 +363,7 @@ impl FileService {
                 ModuleName::Echo,
                 span(&self.limit_loopback),
             ),
+            ("multicast", ModuleName::Multicast, span(&self.multicast)),
             ("frame", ModuleName::Chat, span(&self.frame)),
             ("line_max", ModuleName::Chat, span(&self.line_max)),
             ("slow_reader", ModuleName::Chat, span(&self.slow_reader)),
@@ -420,6 +431,7 @@ struct PrintedService<'a> {
     queue_messages: Option<u32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     events: Option<EventsArg>,
+    multicast: Option<&'a MulticastSettings>,
 }
 
 /// The file as it is printed.
@@ -441,7 +453,7 @@ impl Configuration {
     #[must_use]
     pub fn to_toml(&self) -> String {
         let service = self.services.iter().map(|service| {
-            let (guard, chat) = match service.module {
+            let (guard, chat) = match &service.module {
                 Module::Echo(guard) => (Some(guard), None),
                 Module::Multicast(_) | Module::Discard => (None, None),
                 Module::Chat(chat) => (None, Some(chat)),
@@ -457,6 +469,10 @@ impl Configuration {
                 slow_reader: chat.map(|chat| chat.slow_reader),
                 queue_messages: chat.map(|chat| chat.queue_messages),
                 events: chat.map(|chat| chat.events),
+                multicast: match &service.module {
+                    Module::Multicast(settings) => Some(settings),
+                    _ => None,
+                },
             }
         });
         let printed = Printed {
@@ -505,6 +521,12 @@ per_source_rate = "20k"
 limit_loopback = true
 
 [[service]]
+name = "feed"
+module = "multicast"
+endpoints = ["tcp://:7001", "udp://239.1.2.3:7001"]
+multicast = { rate = "10k", size = 64, slow_readers = "disconnect", interface = "lo" }
+
+[[service]]
 name = "sink"
 module = "discard"
 endpoints = ["tcp://[::1]:9"]
@@ -543,7 +565,15 @@ events = "json"
             limit_loopback: true,
         };
         assert_eq!(read.services[0].module, Module::Echo(guard));
-        assert_eq!(read.services[1].module, Module::Discard);
+        let feed = MulticastSettings {
+            rate: "10k".parse().unwrap(),
+            size: 64,
+            slow_readers: crate::multicast::SlowReadersArg::Disconnect,
+            interface: Some("lo".into()),
+            ..MulticastSettings::default()
+        };
+        assert_eq!(read.services[1].module, Module::Multicast(feed));
+        assert_eq!(read.services[2].module, Module::Discard);
         let chat = ChatArgs {
             frame: FrameArg::Line,
             line_max: 4096,
@@ -551,7 +581,7 @@ events = "json"
             queue_messages: 100,
             events: EventsArg::Json,
         };
-        assert_eq!(read.services[2].module, Module::Chat(chat));
+        assert_eq!(read.services[3].module, Module::Chat(chat));
     }
 
     #[test]
@@ -606,7 +636,7 @@ events = "json"
             (
                 service("a", "ecko", "\"tcp://:1\""),
                 "f:3:10: ",
-                "expected one of `echo`, `discard`, `chat`",
+                "expected one of `echo`, `multicast`, `discard`, `chat`",
             ),
             (service("a", "echo", ""), "f:4:13: ", "add one such as"),
             (service("a", "echo", "\"7000\""), "f:4:13: ", "tcp://"),
@@ -658,6 +688,19 @@ events = "json"
                 service("c", "chat", "\"udp://:9\""),
                 "f:4:14: ",
                 "a chat needs streams",
+            ),
+            (
+                format!("{echo}multicast = {{ rate = 5 }}\n"),
+                "f:5:13: ",
+                "is no key of module \"echo\"; remove it",
+            ),
+            (
+                format!(
+                    "{}multicast = {{ rate = \"fast\" }}\n",
+                    service("m", "multicast", "\"tcp://:1\"")
+                ),
+                "f:5:",
+                "fast",
             ),
         ];
         for (text, place, remedy) in cases {

@@ -17,6 +17,7 @@ use ringmill_protocols::multicast::{Group, Rate, SlowReaders, Talk, TalkRole, wi
 use serde::{Deserialize, Serialize};
 
 use crate::args::PlacementArgs;
+use crate::as_text;
 use crate::endpoint::{Addresses, Endpoint, Scheme};
 use crate::exit::UsageError;
 use crate::units;
@@ -45,6 +46,31 @@ impl std::str::FromStr for RateArg {
             Ok(_) => Ok(Self(Rate::PerSecond(rate))),
             Err(error) => Err(format!("{error}, or 'max'")),
         }
+    }
+}
+
+impl Serialize for RateArg {
+    fn serialize<S: serde::Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        match self.0 {
+            Rate::Max => to.serialize_str("max"),
+            Rate::PerSecond(rate) => to.serialize_f64(rate),
+        }
+    }
+}
+
+impl<'de> Deserialize<'de> for RateArg {
+    fn deserialize<D: serde::Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        #[derive(Deserialize)]
+        #[serde(untagged, expecting = "a rate such as 1000, \"10k\" or \"max\"")]
+        enum Key {
+            Number(f64),
+            Text(String),
+        }
+        let text = match Key::deserialize(from)? {
+            Key::Number(rate) => rate.to_string(),
+            Key::Text(text) => text,
+        };
+        text.parse().map_err(serde::de::Error::custom)
     }
 }
 
@@ -77,16 +103,18 @@ impl From<SlowReadersArg> for SlowReaders {
     }
 }
 
-/// What a multicast server sends.
-#[derive(Debug, Clone, Copy, PartialEq, Args)]
+/// What a multicast server sends, and where to: its flags, and the keys of `multicast` in a file.
+#[derive(Debug, Clone, PartialEq, Args, Serialize, Deserialize)]
 #[command(next_help_heading = "Messages")]
-pub struct MessageArgs {
+#[serde(default, deny_unknown_fields)]
+pub struct MulticastSettings {
     /// Messages per second to every receiver, evenly spaced; or 'max': as fast as possible.
     #[arg(long, value_name = "RATE|max", default_value = "1000")]
     pub rate: RateArg,
 
     /// Bytes in each message, at least the 32 of its header.
     #[arg(long, short = 's', value_name = "SIZE", value_parser = units::parse_size, default_value = "32")]
+    #[serde(with = "as_text::size")]
     pub size: u64,
 
     /// What happens to a session whose queue (--queue-per-connection) is full.
@@ -105,15 +133,25 @@ pub struct MessageArgs {
     /// Also send to groups faster than 10,000 messages or 12.5 MB a second.
     #[arg(long)]
     pub no_rate_cap: bool,
+
+    /// The interface for groups: the --interface of placement on the command line.
+    #[arg(skip)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
 }
 
-/// A multicast server as it was asked for.
-#[derive(Debug, Clone, PartialEq)]
-pub struct MulticastSettings {
-    /// What it sends.
-    pub messages: MessageArgs,
-    /// The interface for its groups.
-    pub interface: Option<String>,
+impl Default for MulticastSettings {
+    fn default() -> Self {
+        Self {
+            rate: RateArg(Rate::PerSecond(1000.0)),
+            size: wire::HEADER_LEN as u64,
+            slow_readers: SlowReadersArg::default(),
+            ttl: 1,
+            any_group: false,
+            no_rate_cap: false,
+            interface: None,
+        }
+    }
 }
 
 impl MulticastSettings {
@@ -126,29 +164,28 @@ impl MulticastSettings {
             .iter()
             .filter(|endpoint| endpoint.scheme() == Scheme::Udp)
             .collect();
-        let messages = &self.messages;
         let len_max = if udp.is_empty() {
             wire::MESSAGE_LEN_MAX
         } else {
             wire::DATAGRAM_LEN_MAX
         };
         let least = wire::HEADER_LEN;
-        if !(least as u64..=len_max as u64).contains(&messages.size) {
+        if !(least as u64..=len_max as u64).contains(&self.size) {
             return usage(format!(
                 "--size {}: from {least} to {len_max} bytes",
-                messages.size
+                self.size
             ));
         }
-        if messages.ttl == 0 {
+        if self.ttl == 0 {
             return usage("--ttl 0 reaches nobody: 1 stays on the link".into());
         }
-        if !udp.is_empty() && !messages.no_rate_cap {
+        if !udp.is_empty() && !self.no_rate_cap {
             self.check_rate()?;
         }
         let interface = self.interface.as_deref();
         udp.into_iter()
             .map(|endpoint| {
-                let group = group(endpoint, interface, messages.ttl, messages.any_group)?;
+                let group = group(endpoint, interface, self.ttl, self.any_group)?;
                 try_group(TalkRole::Send, endpoint, &group, interface)?;
                 Ok(group)
             })
@@ -156,14 +193,13 @@ impl MulticastSettings {
     }
 
     fn check_rate(&self) -> Result<()> {
-        let messages = &self.messages;
-        let over = match messages.rate.0 {
-            Rate::Max => Some("as fast as possible".to_owned()),
+        let over = match self.rate.0 {
+            Rate::Max => Some("as fast as possible may be".to_owned()),
             Rate::PerSecond(rate) if rate > GROUP_RATE_MAX => {
                 Some(format!("{} is", units::format_rate(rate)))
             }
-            Rate::PerSecond(rate) if rate * messages.size as f64 > GROUP_BYTE_RATE_MAX => {
-                let bytes = units::format_byte_rate(rate * messages.size as f64);
+            Rate::PerSecond(rate) if rate * self.size as f64 > GROUP_BYTE_RATE_MAX => {
+                let bytes = units::format_byte_rate(rate * self.size as f64);
                 Some(format!("{bytes} is"))
             }
             Rate::PerSecond(_) => None,
@@ -173,7 +209,7 @@ impl MulticastSettings {
             Some(words) => usage(format!(
                 "--rate {}: {words} more than {} messages or {} bytes a second, which every host of \
                  a link may get; add --no-rate-cap if this one can take it",
-                messages.rate,
+                self.rate,
                 units::format_count(GROUP_RATE_MAX as u64),
                 units::format_count(GROUP_BYTE_RATE_MAX as u64),
             )),
@@ -276,6 +312,9 @@ pub fn try_group(
         TalkRole::Receive => "join",
     };
     let remedy = match error.raw_os_error() {
+        Some(libc::ENETUNREACH) if group.to.is_ipv6() && interface == Some("lo") => {
+            "loopback has no route to IPv6 groups until `ip -6 route add ff00::/8 dev lo table local`"
+        }
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENODEV | libc::EADDRNOTAVAIL)
             if interface.is_none() =>
         {
@@ -372,7 +411,7 @@ mod tests {
     #[derive(Debug, Parser)]
     struct Flags {
         #[command(flatten)]
-        messages: MessageArgs,
+        settings: MulticastSettings,
         #[arg(long)]
         interface: Option<String>,
     }
@@ -380,8 +419,8 @@ mod tests {
     fn groups(flags: &str, endpoint: &str) -> Result<Vec<Group>, String> {
         let flags = Flags::parse_from(std::iter::once("test").chain(flags.split_whitespace()));
         let settings = MulticastSettings {
-            messages: flags.messages,
             interface: flags.interface,
+            ..flags.settings
         };
         settings
             .groups(&[endpoint.parse().unwrap()])

@@ -323,7 +323,7 @@ impl Server<'_> {
                     "service": definition.name,
                     "endpoint": group,
                     "interface": settings.interface,
-                    "ttl": settings.messages.ttl,
+                    "ttl": settings.ttl,
                 });
                 let place = settings.interface.as_ref();
                 let place = place.map_or(String::new(), |name| format!(" on {name}"));

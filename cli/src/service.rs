@@ -161,9 +161,9 @@ impl Definition {
             }
             Module::Multicast(settings) => {
                 let config = Arc::new(SenderConfig {
-                    message_len: settings.messages.size as usize,
-                    rate: settings.messages.rate.0,
-                    slow_readers: settings.messages.slow_readers.into(),
+                    message_len: settings.size as usize,
+                    rate: settings.rate.0,
+                    slow_readers: settings.slow_readers.into(),
                     groups: settings.groups(&self.endpoints)?,
                     clock: multicast::clock(),
                     source: multicast::source(),

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 use ringmill_engine::uring::{self, Feature};
 use ringmill_engine::{
     Address, Buffer, Builder, CONTROL, Closed, Connect, Context, Controller, Datagram,
-    DriverChoice, Engine, Limits, ListenerId, Notice, Open, Payload, Protocol, Service,
+    DriverChoice, Engine, Limits, ListenerId, Multicast, Notice, Open, Payload, Protocol, Service,
     ServiceSnapshot, ShardId, SocketId, StartError, StreamId, Transmit,
 };
 
@@ -68,6 +68,8 @@ on_each_driver! {
     odd_sizes_of_datagrams,
     more_datagrams_than_buffers,
     datagrams_wait_for_room,
+    a_group_reaches_all_its_members,
+    a_group_that_cannot_be_joined_is_an_error,
     a_refused_datagram_is_reported,
     datagrams_of_a_closed_socket_are_counted,
     peers_are_known_when_asked_for,
@@ -201,6 +203,7 @@ impl Protocol for Echo {
 enum Do {
     Connect(Connect),
     Open(Open),
+    OpenMulticast(Open, Multicast),
     Send(Vec<u8>),
     /// So many pieces of one byte each.
     SendPieces(usize),
@@ -338,6 +341,15 @@ impl Protocol for Remote {
                 self.socket = Some(socket);
                 self.tell(Seen::Bound(ctx.local_address(socket).expect("it is open")));
             }
+            Do::OpenMulticast(open, multicast) => match ctx.open_multicast(&open, &multicast) {
+                Ok(socket) => {
+                    self.socket = Some(socket);
+                    self.tell(Seen::Bound(ctx.local_address(socket).expect("it is open")));
+                }
+                Err(error) => {
+                    self.tell(Seen::SocketError(error.raw_os_error().unwrap_or(0)));
+                }
+            },
             Do::Send(bytes) => assert!(ctx.send(self.stream.unwrap(), bytes).is_queued()),
             Do::SendPieces(count) => {
                 for piece in pattern(count, 0) {
@@ -1397,6 +1409,99 @@ fn datagrams_wait_for_room(setting: &Setting) {
         assert_eq!(arrived, expected);
         assert_eq!(stop(rig.engine).dropped_datagrams, 0);
     }
+}
+
+fn loopback_group(group: &str) -> (SocketAddr, Multicast) {
+    let multicast = Multicast {
+        interface: ringmill_engine::sys::socket::interface_index("lo").unwrap(),
+        ..Multicast::default()
+    };
+    (group.parse().unwrap(), multicast)
+}
+
+fn a_group_reaches_all_its_members(setting: &Setting) {
+    for group in ["239.255.70.1:33340", "[ff15::70:1]:33340"] {
+        let (group, multicast) = loopback_group(group);
+        let rig = Rig::new(setting, Limits::default(), 1, |service| service);
+        let joined = Multicast {
+            join: Some(group.ip()),
+            ..multicast
+        };
+        let member = Open {
+            local: group,
+            peer: None,
+        };
+        for _ in 0..3 {
+            rig.tell(Do::OpenMulticast(member, joined));
+            rig.expect(&Seen::Bound(group));
+        }
+        let any = any_port(group.is_ipv6());
+        // Loopback has no IPv6 multicast route unless somebody adds one.
+        let sender = Open {
+            local: match group {
+                SocketAddr::V4(_) => SocketAddr::from((Ipv4Addr::UNSPECIFIED, any.port())),
+                SocketAddr::V6(_) => SocketAddr::from((Ipv6Addr::UNSPECIFIED, any.port())),
+            },
+            peer: Some(group),
+        };
+        if let Err(error) = multicast.probe(&sender) {
+            assert!(group.is_ipv6(), "{group}: {error}");
+            println!("skipped: {group} on lo: {error}");
+            stop(rig.engine);
+            continue;
+        }
+        rig.tell(Do::OpenMulticast(sender, multicast));
+        assert!(matches!(rig.next(), Seen::Bound(_)));
+        // Several at once, and one alone.
+        rig.tell(Do::SendDatagrams(None, 4, b"one.two.three".to_vec()));
+        rig.tell(Do::SendDatagrams(None, 6, b"single".to_vec()));
+        let mut arrived = Vec::new();
+        while arrived.len() < 3 * 5 {
+            match rig.next() {
+                Seen::Datagrams(datagrams) => arrived.extend(datagrams),
+                other => panic!("{group}: {other:?}"),
+            }
+        }
+        arrived.sort();
+        let mut expected = Vec::new();
+        for word in [&b"e"[..], b"one.", b"single", b"thre", b"two."] {
+            expected.extend([word; 3]);
+        }
+        assert_eq!(arrived, expected, "{group}");
+        stop(rig.engine);
+    }
+}
+
+fn a_group_that_cannot_be_joined_is_an_error(setting: &Setting) {
+    let rig = Rig::new(setting, Limits::default(), 1, |service| service);
+    let (group, multicast) = loopback_group("239.255.70.2:33340");
+    let member = Open {
+        local: group,
+        peer: None,
+    };
+    for (multicast, errno) in [
+        (
+            Multicast {
+                interface: 0x7fff_ffff,
+                join: Some(group.ip()),
+                ..multicast
+            },
+            &[libc::ENODEV, libc::EADDRNOTAVAIL][..],
+        ),
+        (
+            Multicast {
+                join: Some(Ipv4Addr::LOCALHOST.into()),
+                ..multicast
+            },
+            &[libc::EINVAL],
+        ),
+    ] {
+        let told = multicast.probe(&member).unwrap_err().raw_os_error();
+        assert!(errno.contains(&told.unwrap()), "{multicast:?}: {told:?}");
+        rig.tell(Do::OpenMulticast(member, multicast));
+        rig.expect(&Seen::SocketError(told.unwrap()));
+    }
+    stop(rig.engine);
 }
 
 fn a_refused_datagram_is_reported(setting: &Setting) {

@@ -9,7 +9,7 @@ use std::process::Command;
 
 use ringmill_tests::net::{connect, random_bytes};
 use ringmill_tests::peer::{Peer, has};
-use ringmill_tests::program::{Load, Server, command, ringmill, tethered};
+use ringmill_tests::program::{Load, PATIENCE, Running, Server, command, ringmill, tethered};
 use ringmill_tests::{drivers, skipped};
 
 /// Two namespaces joined by a veth pair; gone when dropped.
@@ -140,6 +140,76 @@ fn echo_across_two_namespaces() {
         }
         let stopped = server.stop();
         assert_eq!(stopped.code, 0, "{driver}: {}", stopped.stderr);
+    }
+}
+
+/// Groups of both IP versions: found by the interface, lossless at a low rate, and timed, because both
+/// ends have one kernel's clock.
+#[test]
+fn multicast_across_two_namespaces() {
+    if !has("ip") {
+        return;
+    }
+    let link = match Link::new() {
+        Ok(link) => link,
+        Err(reason) => return skipped(&format!("network namespaces: {reason}")),
+    };
+    let endpoints = ["udp://239.255.72.1:3334", "udp://[ff02::72:1]:3334"];
+    for driver in drivers() {
+        let mut sender = link.ringmill(0);
+        sender.args([
+            "serve",
+            "multicast",
+            "--json",
+            "--rate",
+            "500",
+            "tcp://*:7400",
+        ]);
+        sender.args(endpoints);
+        let mut sender = Running::start(&mut sender, &["--interface", "end", "--driver", driver]);
+        sender.line_where("the last group", |line| line["endpoint"] == endpoints[1]);
+        let streams = [
+            format!("tcp://{}:7400", V4[0]),
+            format!("tcp://[{}]:7400", V6[0]),
+        ];
+        let all = endpoints
+            .iter()
+            .copied()
+            .chain(streams.iter().map(String::as_str));
+        for endpoint in all {
+            let mut load = link.ringmill(1);
+            load.args([
+                "load",
+                "multicast",
+                endpoint,
+                "--json",
+                "-c",
+                "3",
+                "-d",
+                "1s",
+            ]);
+            if endpoint.starts_with("udp") {
+                load.args(["--interface", "end"]);
+            }
+            let mut load = Running::start(&mut load, &["--warmup", "200ms", "--driver", driver]);
+            let (code, lines) = load.wait(PATIENCE);
+            let context = format!("{driver}, {endpoint}: {}", load.stderr());
+            assert_eq!(code, 0, "{context}");
+            let report = lines.last().expect("a report");
+            let fates = &report["datagrams"];
+            for fate in ["lost", "duplicated", "reordered"] {
+                assert_eq!(fates[fate], 0, "{context}: {report}");
+            }
+            let messages = report["messages"].as_u64().expect("a count");
+            assert!((750..3000).contains(&messages), "{context}: {report}");
+            assert_eq!(
+                report["response_time"]["count"], messages,
+                "{context}: {report}"
+            );
+        }
+        sender.signal(libc::SIGTERM);
+        let (code, _) = sender.wait(PATIENCE);
+        assert_eq!(code, 0, "{driver}: {}", sender.stderr());
     }
 }
 

@@ -9,6 +9,7 @@ use crate::config::{self, Configuration};
 use crate::exit::Exit;
 use crate::launch::Placement;
 use crate::server::{self, ConsoleArgs};
+use crate::service::Module;
 
 /// Flags of `ringmill run`.
 #[derive(Debug, Args)]
@@ -49,7 +50,7 @@ The file, with everything but the services optional:
   idle_timeout = \"5min\"
   [[service]]                # as many as you like
   name = \"front\"             # labels its counters
-  module = \"echo\"            # or \"discard\", \"chat\"
+  module = \"echo\"            # or \"multicast\", \"discard\", \"chat\"
   endpoints = [\"tcp://:7000\", \"udp://:7000\"]
   per_source_rate = 10000    # module echo: datagrams per second and source
   [[service]]
@@ -57,7 +58,12 @@ The file, with everything but the services optional:
   module = \"chat\"
   endpoints = [\"tcp://:1111\", \"unix:/run/chat.sock\"]
   frame = \"line\"             # or \"read\"; also line_max, queue_messages, events
-  slow_reader = \"drop-oldest\"  # or \"drop-newest\", \"disconnect\"";
+  slow_reader = \"drop-oldest\"  # or \"drop-newest\", \"disconnect\"
+  [[service]]
+  name = \"feed\"
+  module = \"multicast\"
+  endpoints = [\"tcp://:3334\", \"udp://239.255.0.1:3334\"]
+  multicast = { rate = \"10k\", size = 64, interface = \"eth0\" }  # its flags";
 
 /// Runs the services of a file.
 ///
@@ -95,6 +101,9 @@ fn check(configuration: &Configuration) -> Result<Placement> {
     for service in &configuration.services {
         for endpoint in &service.endpoints {
             endpoint.listen_addresses()?;
+        }
+        if let Module::Multicast(settings) = &service.module {
+            settings.groups(&service.endpoints)?;
         }
     }
     server::place(configuration)

@@ -10,7 +10,7 @@ use crate::chat::ChatArgs;
 use crate::config::Configuration;
 use crate::endpoint::Endpoint;
 use crate::exit::{Exit, UsageError};
-use crate::multicast::{MessageArgs, MulticastSettings, take_interface_for};
+use crate::multicast::{MulticastSettings, take_interface_for};
 use crate::server::{self, ConsoleArgs};
 use crate::service::{Definition, Module};
 
@@ -41,7 +41,7 @@ pub enum ServeProtocol {
     Multicast {
         /// What is sent.
         #[command(flatten)]
-        messages: MessageArgs,
+        settings: MulticastSettings,
 
         /// Those of every server.
         #[command(flatten)]
@@ -125,12 +125,8 @@ pub struct ServerArgs {
 pub fn run(args: &ServeArgs) -> Result<Exit> {
     let (module, args) = match &args.protocol {
         ServeProtocol::Echo { guard, server } => (Module::Echo(*guard), server),
-        ServeProtocol::Multicast { messages, server } => {
-            let settings = MulticastSettings {
-                messages: *messages,
-                interface: None,
-            };
-            (Module::Multicast(settings), server)
+        ServeProtocol::Multicast { settings, server } => {
+            (Module::Multicast(settings.clone()), server)
         }
         ServeProtocol::Discard(server) => (Module::Discard, server),
         ServeProtocol::Chat { chat, server } => (Module::Chat(*chat), server),

@@ -2,11 +2,13 @@
 //!
 //! One socket on the first shard. The sender binds to any port; a receiver joins.
 
+use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use ringmill_engine::{
-    Context, Datagram, Multicast, Open, Payload, Protocol, ShardId, SocketId, Transmit, error_name,
+    Context, Datagram, Multicast, Nanos, Open, Payload, Protocol, ShardId, SocketId, Transmit,
+    error_name,
 };
 
 use super::sender::Group;
@@ -50,6 +52,9 @@ pub enum TalkEvent {
 pub type TalkReport = Arc<dyn Fn(TalkEvent) + Send + Sync>;
 
 const ENDED: u64 = 0;
+const CLOSE: u64 = 1;
+/// After a restart the old socket still sends what was typed before: a turn takes less.
+const LINGER: Nanos = 100_000_000;
 
 /// One end of the interactive pair.
 pub struct Talk {
@@ -57,6 +62,8 @@ pub struct Talk {
     group: Group,
     report: TalkReport,
     socket: Option<SocketId>,
+    /// Sockets of before a restart, oldest first.
+    closing: VecDeque<SocketId>,
 }
 
 impl Talk {
@@ -68,6 +75,7 @@ impl Talk {
             group,
             report,
             socket: None,
+            closing: VecDeque::new(),
         }
     }
 
@@ -131,8 +139,12 @@ impl Protocol for Talk {
         (self.report)(TalkEvent::NotSent(error_name(errno)));
     }
 
-    fn timer(&mut self, _ctx: &mut Context<'_, TalkCommand>, _token: u64) {
-        (self.report)(TalkEvent::Ended);
+    fn timer(&mut self, ctx: &mut Context<'_, TalkCommand>, token: u64) {
+        if token == ENDED {
+            (self.report)(TalkEvent::Ended);
+        } else if let Some(socket) = self.closing.pop_front() {
+            ctx.close_socket(socket);
+        }
     }
 
     fn message(&mut self, ctx: &mut Context<'_, TalkCommand>, _: ShardId, command: TalkCommand) {
@@ -147,8 +159,15 @@ impl Protocol for Talk {
                 (self.report)(TalkEvent::NotSent("there is no socket"));
             }
             (TalkCommand::Restart, socket) => {
-                if let Some(socket) = socket {
-                    ctx.close_socket(socket);
+                match socket {
+                    Some(socket) if self.role == TalkRole::Send => {
+                        self.closing.push_back(socket);
+                        let at = ctx.now() + LINGER;
+                        ctx.set_timer(at, CLOSE);
+                    }
+                    // Two members would show everything twice.
+                    Some(socket) => ctx.close_socket(socket),
+                    None => {}
                 }
                 self.begin(ctx);
             }
