@@ -268,10 +268,8 @@ pub fn group(
                     "{endpoint} is another group on each interface: say which with --interface"
                 ));
             }
-            (0, chosen) => {
-                if needs_interface(IpAddr::V6(*v6.ip())) {
-                    *v6 = SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), chosen);
-                }
+            (0, chosen) if needs_interface(IpAddr::V6(*v6.ip())) => {
+                *v6 = SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), chosen);
             }
             (zone, 0) => index = zone,
             (zone, chosen) if zone != chosen => {

@@ -309,7 +309,8 @@ fn wait_for(lines: &mut impl Iterator<Item = std::io::Result<String>>, wanted: &
 fn typed_lines_come_out_at_the_other_end() {
     use std::io::{BufRead as _, BufReader};
     for driver in drivers() {
-        for group in ["239.255.71.2:33342"] {
+        {
+            let group = "239.255.71.2:33342";
             let end = |verb: &str| {
                 let mut child = command()
                     .args([

@@ -266,10 +266,8 @@ impl Protocol for Receivers {
                     };
                     self.recorder.failed(("connection", words));
                 }
-                if !self.ended {
-                    if self.running && self.open.is_empty() && self.in_flight == 0 {
-                        self.end(ctx);
-                    }
+                if !self.ended && self.running && self.open.is_empty() && self.in_flight == 0 {
+                    self.end(ctx);
                 }
             }
             None if !self.ended => {

@@ -263,9 +263,9 @@ impl Sender {
             let done = intended.len() < at_once;
             if !intended.is_empty() {
                 self.counters.messages.add(intended.len() as u64);
-                self.to_all_sessions(ctx, &intended);
+                self.give_all_sessions(ctx, &intended);
                 for group in 0..self.groups.len() {
-                    self.to_group(ctx, group, &intended, true);
+                    self.give_group(ctx, group, &intended, true);
                 }
             }
             self.intended = intended;
@@ -289,11 +289,11 @@ impl Sender {
             intended.resize(self.block_messages(), now);
             let mut sent = false;
             if self.holding_up == 0 && self.sessions.iter().any(|session| !session.behind) {
-                self.to_all_sessions(ctx, &intended);
+                self.give_all_sessions(ctx, &intended);
                 sent = true;
             }
             for group in 0..self.groups.len() {
-                sent |= self.to_group(ctx, group, &intended, false);
+                sent |= self.give_group(ctx, group, &intended, false);
             }
             if !sent {
                 break;
@@ -349,7 +349,7 @@ impl Sender {
     }
 
     /// Gives a block to every session: one queue entry each, no copy.
-    fn to_all_sessions(&mut self, ctx: &mut Context<'_, ()>, intended: &[Nanos]) {
+    fn give_all_sessions(&mut self, ctx: &mut Context<'_, ()>, intended: &[Nanos]) {
         let count = intended.len() as u64;
         if self.sessions.is_empty() {
             return;
@@ -410,7 +410,7 @@ impl Sender {
 
     /// Gives a block to a group, as few sends as the kernel allows. At a set rate (`due`) what does
     /// not fit is dropped, else it is not sent and the answer is `false`.
-    fn to_group(
+    fn give_group(
         &mut self,
         ctx: &mut Context<'_, ()>,
         group: usize,
@@ -449,11 +449,11 @@ impl Sender {
     }
 
     fn begin(&mut self, ctx: &mut Context<'_, ()>) {
-        if let Rate::PerSecond(rate) = self.config.rate {
-            if self.pacer.is_none() {
-                // The rate was checked when the flags were read.
-                self.pacer = Pacer::constant(rate, ctx.now()).ok();
-            }
+        if let Rate::PerSecond(rate) = self.config.rate
+            && self.pacer.is_none()
+        {
+            // The rate was checked when the flags were read.
+            self.pacer = Pacer::constant(rate, ctx.now()).ok();
         }
         if !self.armed {
             let now = ctx.now();
