@@ -32,6 +32,7 @@ use ringmill_engine::{ServiceSnapshot, ShardMetrics, ShardSnapshot};
 use ringmill_protocols::chat::{ChatSnapshot, Room};
 use ringmill_protocols::guard::{GuardSnapshot, Guards};
 use ringmill_protocols::load::{Published, Shared};
+use ringmill_protocols::multicast::{SenderSnapshot, Senders};
 use ringmill_protocols::nat::{DestinationInfo, Nat, NatSnapshot};
 use tokio::sync::{Semaphore, oneshot};
 
@@ -65,6 +66,8 @@ pub struct Watched {
     pub guards: Vec<Option<Arc<Guards>>>,
     /// Services that are chats; shorter than `services` is fine.
     pub chats: Vec<Option<Arc<Room>>>,
+    /// Services that send multicast messages; shorter than `services` is fine.
+    pub senders: Vec<Option<Arc<Senders>>>,
     /// What a load run has measured so far.
     pub load: Option<Arc<[Arc<Shared>]>>,
     /// A NAT.
@@ -285,8 +288,7 @@ impl Collector for Shown {
         };
         services(encoder, watched)?;
         shards(encoder, watched)?;
-        guards(encoder, watched)?;
-        chats(encoder, watched)?;
+        modules(encoder, watched)?;
         if let Some(watched) = &watched.nat {
             nat(encoder, watched)?;
         }
@@ -363,47 +365,78 @@ fn shards(encoder: &mut DescriptorEncoder<'_>, watched: &Watched) -> fmt::Result
     Ok(())
 }
 
-fn guards(encoder: &mut DescriptorEncoder<'_>, watched: &Watched) -> fmt::Result {
-    let numbers = shard_numbers(watched);
-    let mut values = Vec::new();
-    for (service, guards) in watched.services.iter().zip(&watched.guards) {
-        let counters = guards.iter().flat_map(|guards| guards.counters());
-        for (shard, counters) in numbers.iter().zip(counters) {
-            let labels = vec![("service", service.as_str()), ("shard", shard.as_str())];
-            values.push((labels, counters.snapshot().values()));
-        }
-    }
-    if values.is_empty() {
-        return Ok(());
-    }
-    for (index, (name, help)) in GuardSnapshot::FIELDS.iter().enumerate() {
-        let samples = values
-            .iter()
-            .map(|(labels, values)| (labels.clone(), values[index]));
-        let name = format!("ringmill_guard_{name}");
-        family(encoder, (&name, "counter", help), samples)?;
-    }
-    Ok(())
+/// The figures that a module keeps on each shard of each service that is of it.
+fn modules(encoder: &mut DescriptorEncoder<'_>, watched: &Watched) -> fmt::Result {
+    let guards = &watched.guards;
+    module(
+        encoder,
+        watched,
+        "guard",
+        GuardSnapshot::FIELDS,
+        guards,
+        |guards| {
+            let counters = guards.counters().iter();
+            counters
+                .map(|counters| counters.snapshot().values())
+                .collect()
+        },
+    )?;
+    let chats = &watched.chats;
+    module(
+        encoder,
+        watched,
+        "chat",
+        ChatSnapshot::FIELDS,
+        chats,
+        |room| {
+            let counters = room.counters();
+            counters
+                .map(|counters| counters.snapshot().values())
+                .collect()
+        },
+    )?;
+    let senders = &watched.senders;
+    module(
+        encoder,
+        watched,
+        "multicast",
+        SenderSnapshot::FIELDS,
+        senders,
+        |senders| {
+            let counters = senders.counters();
+            counters
+                .map(|counters| counters.snapshot().values())
+                .collect()
+        },
+    )
 }
 
-fn chats(encoder: &mut DescriptorEncoder<'_>, watched: &Watched) -> fmt::Result {
+/// Those of one module; `values_of` gives, for each shard, the values in the order of `fields`.
+fn module<T>(
+    encoder: &mut DescriptorEncoder<'_>,
+    watched: &Watched,
+    prefix: &str,
+    fields: &[(&str, &str, &str)],
+    of_services: &[Option<Arc<T>>],
+    values_of: impl Fn(&T) -> Vec<Vec<u64>>,
+) -> fmt::Result {
     let numbers = shard_numbers(watched);
     let mut values = Vec::new();
-    for (service, room) in watched.services.iter().zip(&watched.chats) {
-        let counters = room.iter().flat_map(|room| room.counters());
-        for (shard, counters) in numbers.iter().zip(counters) {
+    for (service, counted) in watched.services.iter().zip(of_services) {
+        let of_shards = counted.iter().flat_map(|counted| values_of(counted));
+        for (shard, of_shard) in numbers.iter().zip(of_shards) {
             let labels = vec![("service", service.as_str()), ("shard", shard.as_str())];
-            values.push((labels, counters.snapshot().values()));
+            values.push((labels, of_shard));
         }
     }
     if values.is_empty() {
         return Ok(());
     }
-    for (index, (name, kind, help)) in ChatSnapshot::FIELDS.iter().enumerate() {
+    for (index, (name, kind, help)) in fields.iter().enumerate() {
         let samples = values
             .iter()
             .map(|(labels, values)| (labels.clone(), values[index]));
-        let name = format!("ringmill_chat_{name}");
+        let name = format!("ringmill_{prefix}_{name}");
         family(encoder, (&name, kind, help), samples)?;
     }
     Ok(())

@@ -209,6 +209,7 @@ impl Server<'_> {
                 shards: engine.metrics().to_vec(),
                 driver: engine.driver().to_string(),
                 guards: counts.iter().map(|count| count.guards.clone()).collect(),
+                senders: counts.iter().map(|count| count.senders.clone()).collect(),
                 chats: counts
                     .iter()
                     .map(|count| count.chat.as_ref().map(|chat| Arc::clone(&chat.room)))

@@ -132,6 +132,6 @@ mod tests {
         let (_, file) = FILE_HELP.split_once("\n\n").unwrap();
         let read = config::parse(file, "help").unwrap();
         assert_eq!(read.engine.interface.len(), 2);
-        assert_eq!(read.services.len(), 2);
+        assert_eq!(read.services.len(), 3);
     }
 }
