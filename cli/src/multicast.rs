@@ -271,6 +271,7 @@ pub fn group(
             (0, chosen) if needs_interface(IpAddr::V6(*v6.ip())) => {
                 *v6 = SocketAddrV6::new(*v6.ip(), v6.port(), v6.flowinfo(), chosen);
             }
+            (0, _) => {}
             (zone, 0) => index = zone,
             (zone, chosen) if zone != chosen => {
                 return usage(format!(
@@ -311,7 +312,7 @@ pub fn try_group(
     };
     let remedy = match error.raw_os_error() {
         Some(libc::ENETUNREACH) if group.to.is_ipv6() && interface == Some("lo") => {
-            "loopback has no route to IPv6 groups until `ip -6 route add ff00::/8 dev lo table local`"
+            "loopback carries no IPv6 groups: take an IPv4 group, or another interface (a veth pair will do)"
         }
         Some(libc::ENETUNREACH | libc::EHOSTUNREACH | libc::ENODEV | libc::EADDRNOTAVAIL)
             if interface.is_none() =>
