@@ -6,7 +6,7 @@ set -eu
 cd "$(dirname "$0")"
 cargo=${CARGO:-cargo}
 
-$cargo build --release --locked -p ringmill-bench -p peer-bare -p peer-udp-relay
+$cargo build --release --locked -p ringmill-bench -p peer-bare -p peer-udp-relay -p peer-multicast-tokio
 # One by one: a runtime that does not build here is left out of the tables,
 # with the reason, and the others are measured.
 for peer in tokio monoio compio glommio; do

@@ -9,6 +9,7 @@ use crate::setup::Setup;
 mod cross_shard;
 mod idle_memory;
 mod latency_busy_poll;
+mod multicast;
 mod nat_delay;
 mod nat_entries;
 mod nat_forward;
@@ -25,7 +26,7 @@ pub(crate) type Scenario = (
 );
 
 /// Every scenario, in the order of a whole run.
-pub(crate) const ALL: [Scenario; 10] = [
+pub(crate) const ALL: [Scenario; 11] = [
     (
         "tcp-echo",
         "32-byte echo over TCP against four runtimes",
@@ -55,6 +56,11 @@ pub(crate) const ALL: [Scenario; 10] = [
         "cross-shard",
         "a message between two shards",
         cross_shard::run,
+    ),
+    (
+        "multicast",
+        "32-byte messages to 1 and 100 receivers, over streams and in a UDP group",
+        multicast::run,
     ),
     (
         "nat-forward",
