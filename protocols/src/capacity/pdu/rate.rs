@@ -5,14 +5,6 @@
 
 use super::{put, u32_at};
 
-/// A size of a [`RateStructure`] that is drawn anew for each datagram.
-pub struct Random;
-
-impl Random {
-    /// Set in a payload or add-on: the other bits are the largest size, the real one is random.
-    pub const BIT: u32 = 1 << 31;
-}
-
 /// What a sender's two transmitters do.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
 pub struct RateStructure {
