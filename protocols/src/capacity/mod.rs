@@ -5,7 +5,13 @@
 //! socket is seen. Two clocks come in from outside, see [`time::Instants`]: the monotonic one rules
 //! every timer, the wall clock goes only where the wire wants it.
 
+pub mod admission;
+pub mod auth;
+pub mod keys;
+pub mod parameters;
 pub mod pdu;
+pub mod rates;
+pub mod setup;
 pub mod time;
 
 use ringmill_engine::time::Nanos;

@@ -6,13 +6,19 @@
 //! nothing. The checksum field is carried as it is: `fill_check_sum` fills it over the encoded bytes,
 //! after the signature.
 
+mod activation;
 mod checksum;
 mod load;
+mod null;
 mod rate;
+mod setup;
 mod status;
 
+pub use activation::Activation;
 pub use load::Load;
+pub use null::Null;
 pub use rate::RateStructure;
+pub use setup::{Setup, SetupCode};
 pub use status::{Status, StatusChecksum, SubIntervalStats};
 
 /// How a PDU is laid out. What the wire says in `protocolVer` may be another number, see
@@ -173,6 +179,65 @@ impl TestAction {
             2 => Ok(Self::Stop),
             _ => Err(format(pdu, "testAction", value)),
         }
+    }
+}
+
+/// The authentication fields, which every signed PDU has in the same order.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Authentication {
+    /// 0 for none, 1 for signed control PDUs; 2 is defined and spoken by nobody.
+    pub auth_mode: u8,
+    /// Unix time of the signature, in seconds.
+    pub auth_unix_time: u32,
+    /// HMAC-SHA-256 over the PDU, zeros with mode 0.
+    pub auth_digest: [u8; Self::DIGEST_LEN],
+    /// Which key.
+    pub key_id: u8,
+    /// Reserved, 0; kept because a setup response repeats it.
+    pub reserved_auth1: u8,
+}
+
+impl Authentication {
+    /// `auth_mode` of a test without authentication.
+    pub const MODE_NONE: u8 = 0;
+    /// `auth_mode` of a test whose control PDUs are signed.
+    pub const MODE_CONTROL: u8 = 1;
+    /// Bytes of a digest.
+    pub const DIGEST_LEN: usize = 32;
+
+    /// Reads the fields, which lie without a gap from the mode on.
+    fn read(bytes: &[u8], at: usize) -> Self {
+        let digest_at = at + 5;
+        let mut auth_digest = [0; Self::DIGEST_LEN];
+        auth_digest.copy_from_slice(&bytes[digest_at..digest_at + Self::DIGEST_LEN]);
+        Self {
+            auth_mode: bytes[at],
+            auth_unix_time: u32_at(bytes, at + 1),
+            auth_digest,
+            key_id: bytes[digest_at + Self::DIGEST_LEN],
+            reserved_auth1: bytes[digest_at + Self::DIGEST_LEN + 1],
+        }
+    }
+
+    fn write(&self, bytes: &mut [u8], at: usize) {
+        let digest_at = at + 5;
+        bytes[at] = self.auth_mode;
+        put(bytes, at + 1, self.auth_unix_time.to_be_bytes());
+        put(bytes, digest_at, self.auth_digest);
+        bytes[digest_at + Self::DIGEST_LEN] = self.key_id;
+        bytes[digest_at + Self::DIGEST_LEN + 1] = self.reserved_auth1;
+    }
+}
+
+/// The datagram must have exactly the size of `pdu`.
+fn check_len(pdu: Pdu, bytes: &[u8], len: usize) -> Result<(), DecodeError> {
+    if bytes.len() == len {
+        Ok(())
+    } else {
+        Err(DecodeError::Size {
+            pdu,
+            len: bytes.len(),
+        })
     }
 }
 
