@@ -4,6 +4,8 @@
 //! Each takes any bytes and panics when the parser breaks its promise; a refusal is fine. Not
 //! part of the interface.
 
+pub mod capacity;
+
 use std::ffi::OsString;
 use std::fmt::{Debug, Display};
 use std::os::unix::ffi::OsStringExt as _;
@@ -29,6 +31,11 @@ pub type Target = fn(&[u8]);
 
 /// Every target by name, as its folder in `fuzz/corpus` is called.
 pub const TARGETS: &[(&str, Target)] = &[
+    ("capacity_activation", capacity::activation),
+    ("capacity_load", capacity::load),
+    ("capacity_null", capacity::null),
+    ("capacity_setup", capacity::setup),
+    ("capacity_status", capacity::status),
     ("config", configuration),
     ("endpoint", endpoint),
     ("fail_if", fail_if),
