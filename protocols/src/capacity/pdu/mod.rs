@@ -3,8 +3,8 @@
 //!
 //! A PDU is a struct with the fields of the wire. `decode` accepts exactly what a careful receiver
 //! may accept and says why not otherwise; `encode` writes into the caller's buffer and allocates
-//! nothing. The checksum field is carried as it is: `fill_check_sum` fills it over the encoded bytes,
-//! after the signature.
+//! nothing. The checksum field is carried as it is: `fill_check_sum` fills it over the encoded
+//! bytes, after the signature.
 
 mod activation;
 mod checksum;

@@ -1,4 +1,4 @@
-//! The null request: 48 bytes from the server's test port, sent to open its own firewall. Version 20.
+//! The null request of version 20: 48 bytes from the server's test port that open its firewall.
 //!
 //! Only its sending matters. A client ignores it at any time, recognising it by the id alone, and
 //! never answers it.

@@ -20,8 +20,8 @@ pub struct RateStructure {
     pub udp_payload2: u32,
     /// Datagrams in each of its bursts.
     pub burst_size2: u32,
-    /// UDP payload in bytes of one datagram after each of its bursts, with [`RateStructure::RANDOM`]; 0 for
-    /// none.
+    /// UDP payload in bytes of one datagram after each of its bursts, 0 for none, with
+    /// [`RateStructure::RANDOM`].
     pub udp_addon2: u32,
 }
 
