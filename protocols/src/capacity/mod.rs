@@ -5,12 +5,22 @@
 //! socket is seen. Two clocks come in from outside, see [`time::Instants`]: the monotonic one rules
 //! every timer, the wall clock goes only where the wire wants it.
 
+pub mod adjust;
 pub mod admission;
 pub mod auth;
+pub mod batch;
+pub mod burst;
+pub mod connection;
+pub mod event;
+pub mod intervals;
 pub mod keys;
+pub mod limited;
 pub mod parameters;
 pub mod pdu;
 pub mod rates;
+pub mod receiver;
+pub mod sender;
+pub mod sequence;
 pub mod setup;
 pub mod time;
 

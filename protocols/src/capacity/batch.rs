@@ -1,0 +1,190 @@
+//! A coalesced receive buffer of load PDUs, in one call.
+//!
+//! Its datagrams mostly differ in their sequence number only: a run of such costs a comparison each,
+//! and its counts are added once. The outcome says what the connection must know; what the datagrams
+//! measured goes to the [`Receiver`]. No allocation, and no clock is read: the datagrams of a buffer
+//! arrived at one time.
+
+use super::pdu::{DecodeError, Load, TestAction};
+use super::receiver::{Receiver, counted_bytes};
+use super::time::{Instants, WallTime};
+
+/// Datagrams that were no load PDUs, by the reason.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub struct Refused {
+    /// Of a size that cannot be.
+    pub size: u32,
+    /// Of another kind, or a field has a value that it cannot have.
+    pub format: u32,
+    /// The checksum is used and wrong.
+    pub checksum: u32,
+}
+
+impl Refused {
+    /// Counts one.
+    pub fn count(&mut self, error: DecodeError) {
+        *match error {
+            DecodeError::Size { .. } => &mut self.size,
+            DecodeError::Format { .. } => &mut self.format,
+            DecodeError::Checksum { .. } => &mut self.checksum,
+        } += 1;
+    }
+
+    /// All of them.
+    #[must_use]
+    pub const fn sum(self) -> u32 {
+        self.size + self.format + self.checksum
+    }
+}
+
+/// What a batch of datagrams was, for the connection.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// Valid load PDUs, those of a stop included.
+    pub valid: u32,
+    /// Among them those of a peer that stops: nothing else was taken from them.
+    pub stops: u32,
+    /// Whether the last valid one said that the peer hears nothing.
+    pub peer_rx_stopped: bool,
+    /// Status PDUs that the peer says it lost, or [`Load::STATUS_LATE`]; 0 for none.
+    pub status_errors: u16,
+    /// What was no load PDU.
+    pub refused: Refused,
+}
+
+/// One load PDU for a record of all of them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LoadRecord {
+    /// The header.
+    pub load: Load,
+    /// ECN bits of its packet.
+    pub ecn: u8,
+    /// When it arrived.
+    pub received: WallTime,
+    /// Arrival less sending time in ms, by two clocks.
+    pub one_way_ms: i64,
+    /// The round-trip time in ms, where this PDU gave a sample.
+    pub rtt_ms: Option<u32>,
+    /// It was late or came again.
+    pub out_of_order: bool,
+}
+
+/// The last datagram that was taken apart: what follows it and differs only in the number is not.
+#[derive(Clone, Copy)]
+struct Pattern {
+    header: [u8; Load::HEADER_LEN],
+    counted_bytes: u16,
+    one_way_ms: i64,
+}
+
+impl Pattern {
+    /// Whether a header differs from this one only in its sequence number.
+    #[inline]
+    fn fits(&self, header: &[u8; Load::HEADER_LEN]) -> bool {
+        header[..4] == self.header[..4] && header[8..] == self.header[8..]
+    }
+}
+
+impl Receiver {
+    /// Takes a receive buffer: datagrams of `stride` bytes end to end, the last one may be shorter.
+    #[inline]
+    pub fn batch(&mut self, buffer: &[u8], stride: u16, ecn: u8, at: Instants) -> Batch {
+        self.take::<false>(buffer, stride, ecn, at, &mut |_| {})
+    }
+
+    /// The same, and every load PDU of a test is shown to `record`. Slower: each is taken apart.
+    pub fn batch_recorded(
+        &mut self,
+        buffer: &[u8],
+        stride: u16,
+        ecn: u8,
+        at: Instants,
+        record: &mut impl FnMut(&LoadRecord),
+    ) -> Batch {
+        self.take::<true>(buffer, stride, ecn, at, record)
+    }
+
+    fn take<const RECORD: bool>(
+        &mut self,
+        buffer: &[u8],
+        stride: u16,
+        ecn: u8,
+        at: Instants,
+        record: &mut impl FnMut(&LoadRecord),
+    ) -> Batch {
+        let mut batch = Batch::default();
+        if buffer.is_empty() {
+            batch.refused.size = 1;
+            return batch;
+        }
+        let mut pattern: Option<Pattern> = None;
+        let mut run = 0_u32;
+        let stride = usize::from(stride).max(1);
+        for datagram in buffer.chunks(stride) {
+            if let (Some(pattern), Some(header)) = (&pattern, datagram.first_chunk())
+                && datagram.len() == stride
+                && pattern.fits(header)
+                && sequence_of(header) == self.last_sequence().wrapping_add(run + 1)
+            {
+                run += 1;
+                continue;
+            }
+            batch.valid += self.flush(pattern.take(), run, ecn);
+            run = 0;
+            let load = match Load::decode(datagram, datagram.len()) {
+                Ok(load) => load,
+                Err(error) => {
+                    batch.refused.count(error);
+                    continue;
+                }
+            };
+            batch.valid += 1;
+            batch.peer_rx_stopped = load.rx_stopped;
+            if load.test_action != TestAction::Test {
+                batch.stops += 1;
+                continue;
+            }
+            let sample = self.load(&load, ecn, datagram.len(), at);
+            if sample.status_errors > 0 {
+                batch.status_errors = sample.status_errors;
+            }
+            if RECORD {
+                record(&LoadRecord {
+                    load,
+                    ecn,
+                    received: at.wall,
+                    one_way_ms: at.wall.ms_since(load.lpdu_time),
+                    rtt_ms: sample.rtt_ms,
+                    out_of_order: sample.one_way_ms.is_none(),
+                });
+            } else if load.check_sum == 0
+                && datagram.len() == stride
+                && let (Some(one_way_ms), Some(header)) =
+                    (sample.one_way_ms, datagram.first_chunk())
+            {
+                pattern = Some(Pattern {
+                    header: *header,
+                    counted_bytes: counted_bytes(&load, datagram.len()),
+                    one_way_ms,
+                });
+            }
+        }
+        batch.valid += self.flush(pattern, run, ecn);
+        batch
+    }
+
+    #[inline]
+    fn flush(&mut self, pattern: Option<Pattern>, run: u32, ecn: u8) -> u32 {
+        if let Some(pattern) = pattern
+            && run > 0
+        {
+            self.add_run(run, pattern.counted_bytes, pattern.one_way_ms, ecn);
+        }
+        run
+    }
+}
+
+#[inline]
+fn sequence_of(header: &[u8; Load::HEADER_LEN]) -> u32 {
+    u32::from_be_bytes([header[4], header[5], header[6], header[7]])
+}

@@ -1,0 +1,139 @@
+//! Who is the limit of a trial: the path, this sender, or the peer's. Ours only: the original's
+//! search climbs on when a sender cannot follow.
+//!
+//! This end's sender knows by itself what it missed. Of a peer's sender a server can only infer it:
+//! much less arrives than the row says, and yet nothing is lost and nothing is delayed.
+
+use super::adjust::Verdict;
+use super::pdu::RateStructure;
+
+/// What keeps the rate of a trial from growing.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
+pub enum Limit {
+    /// The path, or nothing yet.
+    #[default]
+    Path,
+    /// The sender of this end: ticks came too late, or the socket was full.
+    Sender,
+    /// The sender of the peer, as far as can be inferred.
+    Peer,
+}
+
+/// Good trials in a row that must agree: rows change at once, but what arrives follows a round trip
+/// and a trial later, and the row to compare with is the lowest of them.
+const TRIALS: u32 = 10;
+
+/// What arrives must be below this share of the row. OB-UDPST senders fall to 0.78 of some rows by
+/// their ticks alone and can still do more, so only a clear case counts.
+const SHARE_MAX: f64 = 0.5;
+
+/// Watches what arrives from a peer's sender.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct PeerLimit {
+    trials: u32,
+    lowest_mbps: f64,
+}
+
+impl PeerLimit {
+    /// Takes a trial: how it was judged, the rate of its row, and what arrived. Returns whether the
+    /// peer's sender is the limit.
+    pub fn trial(&mut self, verdict: Verdict, row_mbps: f64, received_mbps: f64) -> bool {
+        if verdict != Verdict::Good || received_mbps >= row_mbps * SHARE_MAX {
+            self.trials = 0;
+            return false;
+        }
+        if self.trials == 0 || row_mbps < self.lowest_mbps {
+            self.lowest_mbps = row_mbps;
+        }
+        if received_mbps >= self.lowest_mbps * SHARE_MAX {
+            self.trials = 0;
+            return false;
+        }
+        self.trials = self.trials.saturating_add(1);
+        self.trials >= TRIALS
+    }
+}
+
+/// The IP-layer rate of a row in Mbit/s, the same over IPv4 and IPv6. Random sizes count as half
+/// their largest.
+#[must_use]
+pub fn row_mbps(rate: &RateStructure) -> f64 {
+    // IPv4 and UDP headers; over IPv6 sizes are as much less as the headers are more.
+    const OVERHEAD: f64 = 28.0;
+    let size = |value: u32| {
+        let bytes = f64::from(value & !RateStructure::RANDOM);
+        if value & RateStructure::RANDOM != 0 {
+            OVERHEAD + bytes / 2.0
+        } else {
+            OVERHEAD + bytes
+        }
+    };
+    let transmitter = |interval_us: u32, burst: u32, payload: u32, addon: u32| {
+        if interval_us == 0 {
+            return 0.0;
+        }
+        let addon = if addon > 0 { size(addon) } else { 0.0 };
+        (f64::from(burst) * size(payload) + addon) * 8.0 / f64::from(interval_us)
+    };
+    transmitter(rate.tx_interval1, rate.burst_size1, rate.udp_payload1, 0)
+        + transmitter(
+            rate.tx_interval2,
+            rate.burst_size2,
+            rate.udp_payload2,
+            rate.udp_addon2,
+        )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_of_rows() {
+        let row_1000 = RateStructure {
+            tx_interval1: 100,
+            udp_payload1: 1222,
+            burst_size1: 10,
+            ..RateStructure::default()
+        };
+        let row_1 = RateStructure {
+            tx_interval2: 1000,
+            udp_addon2: 97,
+            ..RateStructure::default()
+        };
+        for (rate, want) in [
+            (RateStructure::default(), 0.0),
+            (row_1000, 1000.0),
+            (row_1, 1.0),
+        ] {
+            assert!((row_mbps(&rate) - want).abs() < 1e-9, "{rate:?}");
+        }
+    }
+
+    #[test]
+    fn a_slow_peer_is_found_out_after_ten_trials() {
+        let mut limit = PeerLimit::default();
+        for trial in 1..=20 {
+            assert_eq!(limit.trial(Verdict::Good, 1000.0, 300.0), trial >= 10);
+        }
+        for (name, verdict, row, received) in [
+            ("the path is the limit", Verdict::Bad, 1000.0, 300.0),
+            ("nobody knows", Verdict::Neutral, 1000.0, 300.0),
+            ("it keeps up well enough", Verdict::Good, 1000.0, 600.0),
+        ] {
+            let mut limit = limit;
+            assert!(!limit.trial(verdict, row, received), "{name}");
+            assert!(!limit.trial(Verdict::Good, 1000.0, 300.0), "{name}: anew");
+        }
+    }
+
+    #[test]
+    fn a_climb_over_a_long_path_is_no_limit() {
+        // Algorithm C: the row doubles every second trial, what arrives is six trials behind.
+        let mut limit = PeerLimit::default();
+        let row = |trial: i32| f64::from(1 << (trial.clamp(0, 20) / 2));
+        for trial in 0..60 {
+            assert!(!limit.trial(Verdict::Good, row(trial), row(trial - 6)));
+        }
+    }
+}
