@@ -10,13 +10,14 @@ use std::sync::Arc;
 
 use rand::rngs::SmallRng;
 use rand::{Rng, SeedableRng};
-use ringmill_protocols::capacity::adjust::{AdjustSettings, Algorithm, Plan};
 use ringmill_protocols::capacity::burst::Burst;
-use ringmill_protocols::capacity::connection::{Connection, ConnectionSettings, Half, Role, Taken};
+use ringmill_protocols::capacity::connection::{Connection, ConnectionSettings, Role, Taken};
 use ringmill_protocols::capacity::event::{End, Event, Sink};
 use ringmill_protocols::capacity::intervals::SubInterval;
-use ringmill_protocols::capacity::pdu::{Pdu, RateStructure, StatusChecksum, Version};
-use ringmill_protocols::capacity::sender::{BURST_MAX, SenderSettings};
+use ringmill_protocols::capacity::parameters::{Algorithm, Direction, Rate, TestParameters};
+use ringmill_protocols::capacity::pdu::{Pdu, StatusChecksum, Version};
+use ringmill_protocols::capacity::rates::{RateTable, Variant};
+use ringmill_protocols::capacity::sender::SenderSettings;
 use ringmill_protocols::capacity::time::{Instants, WallTime};
 
 const SEEDS: u64 = 600;
@@ -25,25 +26,8 @@ const SECOND: u64 = 1_000 * MS;
 const SERVER: usize = 0;
 const CLIENT: usize = 1;
 
-/// Rows 0 to 40 of the table.
-fn rows() -> Arc<[RateStructure]> {
-    (0..=40_u32)
-        .map(|row| match (row / 10, row % 10) {
-            (0, 0) => RateStructure {
-                tx_interval2: 50_000,
-                udp_addon2: 1222 | RateStructure::RANDOM,
-                ..RateStructure::default()
-            },
-            (burst, rest) => RateStructure {
-                tx_interval2: 1000,
-                udp_payload2: if burst > 0 { 1222 } else { 0 },
-                burst_size2: burst,
-                udp_addon2: if rest > 0 { rest * 125 - 28 } else { 0 },
-                ..RateStructure::default()
-            },
-        })
-        .collect()
-}
+/// The highest row: as much as 600 tests can send in a few seconds.
+const ROW_MAX: u16 = 40;
 
 /// What one end handed out.
 #[derive(Default)]
@@ -51,12 +35,10 @@ struct Out {
     datagrams: Vec<Vec<u8>>,
     sub_intervals: Vec<SubInterval>,
     ends: Vec<End>,
-    warnings: u32,
     loads: u64,
     /// How often, of 100, a burst is only partly taken.
     full_percent: u32,
     rng: Option<SmallRng>,
-    after_end: bool,
 }
 
 impl Sink for Out {
@@ -89,8 +71,7 @@ impl Sink for Out {
         match event {
             Event::SubInterval(sub_interval) => self.sub_intervals.push(sub_interval),
             Event::Ended(end) => self.ends.push(end),
-            Event::Warning(_) => self.warnings += 1,
-            Event::Trial(_) => {}
+            Event::Warning(_) | Event::Trial(_) => {}
         }
     }
 }
@@ -169,11 +150,13 @@ fn shift(bytes: &mut [u8], at: usize, by: i64) {
     }
 }
 
+/// What is on the way: when it arrives, in which order, at which end, its bytes.
+type Arrival = (u64, u64, usize, Vec<u8>);
+
 struct Simulation {
     ends: [Connection; 2],
     outs: [Out; 2],
-    /// Arrivals: time, order, whose, bytes.
-    link: BinaryHeap<Reverse<(u64, u64, usize, Vec<u8>)>>,
+    link: BinaryHeap<Reverse<Arrival>>,
     order: u64,
     trouble: Trouble,
     rng: SmallRng,
@@ -259,7 +242,6 @@ impl Simulation {
         }
         let taken = self.ends[to].datagram(&buffer, stride as u16, 0, now, &mut self.outs[to]);
         assert_eq!(taken, Taken::Data);
-        self.outs[to].after_end = ended;
         self.flush(to, now);
         self.arm(to, now);
     }
@@ -300,7 +282,8 @@ impl Simulation {
     }
 }
 
-fn simulate(seed: u64) {
+/// Runs a seed; returns how both ended and how many datagrams arrived.
+fn simulate(seed: u64) -> ([End; 2], usize) {
     let mut rng = SmallRng::seed_from_u64(seed);
     let trouble = Trouble::draw(&mut rng);
     let version = if rng.random_bool(0.7) {
@@ -309,60 +292,52 @@ fn simulate(seed: u64) {
         Version::V11
     };
     let sending = rng.random_range(0..2);
-    let plan = match rng.random_range(0..3) {
-        0 => Plan::Search { start: 0 },
-        1 => Plan::Search {
-            start: rng.random_range(0..=40),
+    let direction = if sending == SERVER {
+        Direction::Downstream
+    } else {
+        Direction::Upstream
+    };
+    let rate = match rng.random_range(0..3) {
+        0 => Rate::Search { start: 0 },
+        1 => Rate::Search {
+            start: rng.random_range(0..=ROW_MAX),
         },
-        _ => Plan::Fixed(rng.random_range(0..=40)),
+        _ => Rate::Fixed(rng.random_range(0..=ROW_MAX)),
     };
-    let rows = rows();
-    let adjust = AdjustSettings {
-        algorithm: if rng.random_bool(0.5) {
-            Algorithm::B
-        } else {
-            Algorithm::C
-        },
-        plan,
-        one_way_delay: rng.random_bool(0.3),
-        ignore_reordering: rng.random_bool(0.7),
-        suppressed_sub_intervals: rng.random_range(0..2),
-        ..AdjustSettings::default()
+    let parameters = TestParameters {
+        rate,
+        algorithm: [Algorithm::B, Algorithm::C][rng.random_range(0..2)],
+        use_ow_del_var: rng.random_bool(0.3),
+        ignore_ooo_dup: rng.random_bool(0.7),
+        sr_adj_supp_count: rng.random_range(0..2),
+        test_time_s: 3,
+        sub_int_ms: [500, 1000][rng.random_range(0..2)],
+        trial_int_ms: [20, 50][rng.random_range(0..2)],
+        ..TestParameters::new(direction)
     };
-    let first_row = match plan {
-        Plan::Search { start: row } | Plan::Fixed(row) => rows[usize::from(row)],
-    };
-    let test_time_s = 3;
-    let sub_interval_ms = [500, 1000][rng.random_range(0..2)];
-    let trial_interval_ms = [20, 50][rng.random_range(0..2)];
+    let rows = Arc::new(RateTable::new(Variant::default()));
     let settings = |end: usize, seed: u64| ConnectionSettings {
         role: if end == SERVER {
             Role::Server {
-                adjust,
                 rows: Arc::clone(&rows),
+                row_max: Some(ROW_MAX),
                 hold_until_answered: true,
                 infer_peer_limit: true,
             }
         } else {
-            Role::Client { first_row }
+            Role::Client {
+                first_row: rows.row(parameters.first_row()).rate,
+            }
         },
-        half: if end == sending {
-            Half::Sender
-        } else {
-            Half::Receiver
-        },
+        parameters,
         version,
-        test_time_s,
-        trial_interval_ms,
-        sub_interval_ms,
-        ecn_expected: false,
         auth_mode: 0,
         status_checksum: StatusChecksum::Lenient,
         sender: SenderSettings {
             ipv6: false,
-            burst_max: BURST_MAX,
             keep_numbers: false,
-            check_sum: false,
+            // The steps are made on the wire, behind the checksum.
+            check_sum: trouble.clock_steps.iter().all(|(_, step)| *step == 0),
             tick: 0,
             seed,
         },
@@ -396,7 +371,7 @@ fn simulate(seed: u64) {
     let ended = simulation.run(start.now) - start.now;
     let [server, client] = simulation.outs.each_ref().map(|out| out.ends.clone());
     let alive = trouble.dies_at == u64::MAX;
-    let what = format!("seed {seed}: {trouble:?}, {plan:?}, sending {sending}");
+    let what = format!("seed {seed}: {trouble:?}, {rate:?}, sending {sending}");
 
     // It ends, once, and for a reason that fits.
     assert!(ended < 8 * SECOND, "{what}: took {ended} ns");
@@ -451,11 +426,12 @@ fn simulate(seed: u64) {
         assert_eq!((one.stats, one.ce), (same.stats, same.ce), "{what}");
     }
     if alive {
-        let want: Vec<u32> = (1..=test_time_s * 1000 / sub_interval_ms).collect();
+        let want: Vec<u32> = (1..=parameters.sub_intervals()).collect();
         let of_client = &simulation.outs[CLIENT].sub_intervals;
         let numbers: Vec<u32> = of_client.iter().map(|one| one.number).collect();
         assert_eq!(numbers, want, "{what}");
     }
+    ([*server, *client], arrived.len())
 }
 
 #[test]
@@ -464,7 +440,20 @@ fn both_ends_agree_whatever_the_link_does() {
         simulate(seed.parse().expect("CAPACITY_SEED is a number"));
         return;
     }
+    let (mut seen, mut datagrams) = (HashSet::new(), 0);
     for seed in 0..SEEDS {
-        simulate(seed);
+        let (ends, arrived) = simulate(seed);
+        seen.extend(ends);
+        datagrams += arrived;
     }
+    // The troubles are real ones.
+    for end in [
+        End::Complete,
+        End::Unconfirmed,
+        End::StopMissing,
+        End::NoTraffic,
+    ] {
+        assert!(seen.contains(&end), "no seed ended so: {end}");
+    }
+    assert!(datagrams > 1_000_000, "only {datagrams} datagrams");
 }

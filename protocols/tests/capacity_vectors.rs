@@ -1,7 +1,11 @@
 //! Rate adjustment and receiver against what a real OB-UDPST 9.0.0 server did.
 
-use ringmill_protocols::capacity::adjust::{AdjustSettings, Adjuster, Algorithm, Plan, Trial};
+use ringmill_protocols::capacity::adjust::{AdjustSettings, Adjuster, Trial};
+use ringmill_protocols::capacity::parameters::{Algorithm, Direction, Rate, TestParameters};
+use ringmill_protocols::capacity::pdu::{Load, Status};
+use ringmill_protocols::capacity::receiver::{Receiver, ReceiverSettings};
 use ringmill_protocols::capacity::sequence::{Sequence, SequenceErrors};
+use ringmill_protocols::capacity::time::{Instants, WallTime};
 use serde_json::Value;
 
 fn load(text: &str) -> Value {
@@ -13,29 +17,29 @@ fn number(value: &Value) -> u32 {
 }
 
 fn settings(params: &Value) -> AdjustSettings {
-    let get = |name: &str| number(&params[name]);
-    AdjustSettings {
+    let get = |name: &str| number(&params[name]) as u16;
+    AdjustSettings::new(TestParameters {
         algorithm: match params["algo"].as_str() {
             Some("B") => Algorithm::B,
             Some("C") => Algorithm::C,
             other => panic!("algorithm {other:?}"),
         },
-        plan: match (get("srIndexConf") as u16, get("srIndexIsStart")) {
-            (u16::MAX, _) => Plan::Search { start: 0 },
-            (start, 1) => Plan::Search { start },
-            (row, _) => Plan::Fixed(row),
+        rate: match (get("srIndexConf"), get("srIndexIsStart")) {
+            (u16::MAX, _) => Rate::Search { start: 0 },
+            (start, 1) => Rate::Search { start },
+            (row, _) => Rate::Fixed(row),
         },
-        low_threshold_ms: get("lowThresh"),
-        upper_threshold_ms: get("upperThresh"),
-        sequence_errors_max: get("seqErrThresh"),
-        slow_threshold: get("slowAdjThresh"),
-        high_speed_delta: get("highSpeedDelta") as u16,
-        ignore_reordering: get("ignoreOooDup") == 1,
-        one_way_delay: get("useOwDelVar") == 1,
-        suppressed_sub_intervals: get("srAdjSuppCount"),
-        ce_threshold: get("ecnCEThresh") as u8,
-        ..AdjustSettings::default()
-    }
+        low_thresh_ms: get("lowThresh"),
+        upper_thresh_ms: get("upperThresh"),
+        seq_err_thresh: get("seqErrThresh"),
+        slow_adj_thresh: get("slowAdjThresh"),
+        high_speed_delta: get("highSpeedDelta") as u8,
+        ignore_ooo_dup: get("ignoreOooDup") == 1,
+        use_ow_del_var: get("useOwDelVar") == 1,
+        sr_adj_supp_count: get("srAdjSuppCount"),
+        ecn_ce_thresh: get("ecnCEThresh") as u8,
+        ..TestParameters::new(Direction::Downstream)
+    })
 }
 
 #[test]
@@ -94,4 +98,173 @@ fn sequence_errors_are_those_of_the_original() {
         assert_eq!(errors, want, "{}", pattern["name"]);
     }
     assert_eq!(patterns.len(), 16);
+}
+
+const MS: u64 = 1_000_000;
+
+fn receiver() -> Receiver {
+    let settings = ReceiverSettings {
+        trial_interval_ms: 50,
+        sub_interval_ms: 1000,
+        ecn_expected: false,
+    };
+    Receiver::new(settings, 0)
+}
+
+/// Both clocks, this many nanoseconds after the test began.
+fn at(now: u64) -> Instants {
+    Instants {
+        now,
+        wall: WallTime::from_unix_nanos(1_800_000_000_000_000_000 + now),
+    }
+}
+
+#[test]
+fn counts_of_a_whole_receiver_are_those_of_the_original() {
+    let vectors = load(include_str!("vectors/udpst/receiver_vectors.json"));
+    for pattern in vectors["sequence"].as_array().expect("a list") {
+        let mut receiver = receiver();
+        let mut buffer = Vec::new();
+        for value in pattern["lpduSeqNo"].as_array().expect("a list") {
+            let mut datagram = [0; 40];
+            let load = Load {
+                lpdu_seq_no: number(value),
+                udp_payload: 40,
+                lpdu_time: at(0).wall,
+                ..Load::default()
+            };
+            load.encode(&mut datagram);
+            buffer.extend(datagram);
+        }
+        // All in one coalesced buffer.
+        receiver.batch(&buffer, 40, 0, at(MS));
+        let status = receiver.status(50 * MS);
+        let want = &pattern["status"];
+        for (field, got) in [
+            ("tiRxDatagrams", status.ti_rx_datagrams),
+            ("seqErrLoss", status.seq_err_loss),
+            ("seqErrOoo", status.seq_err_ooo),
+            ("seqErrDup", status.seq_err_dup),
+            ("delayVarCnt", status.delay_var_cnt),
+        ] {
+            assert_eq!(got, number(&want[field]), "{} {field}", pattern["name"]);
+        }
+        assert_eq!(status.ti_rx_bytes as usize, buffer.len());
+    }
+}
+
+#[test]
+fn delays_are_those_of_the_original() {
+    let vectors = load(include_str!("vectors/udpst/receiver_vectors.json"));
+    let (mut one_way, mut round_trip) = (0, 0);
+    for case in vectors["delay"].as_array().expect("a list") {
+        let mut receiver = receiver();
+        let mut sequence = 0;
+        let mut next = |spdu_time: WallTime, lpdu_time: WallTime, delay: u16| {
+            sequence += 1;
+            Load {
+                lpdu_seq_no: sequence,
+                udp_payload: 32,
+                spdu_time,
+                lpdu_time,
+                rtt_resp_delay: delay,
+                ..Load::default()
+            }
+        };
+        let check = |what: &str, got: i64, want: &Value, tolerance: i64| {
+            let want = want.as_i64().expect("a number");
+            assert!(
+                (got - want).abs() <= tolerance,
+                "{} {what}: {got}, not {want}",
+                case["name"]
+            );
+        };
+        if case["kind"] == "owd" {
+            one_way += 1;
+            for offset in case["offset_ms"].as_array().expect("a list") {
+                let offset = offset.as_i64().expect("ms");
+                let sent = at(10_000 * MS).wall.unix_nanos();
+                let sent = sent.saturating_add_signed(-offset * MS as i64);
+                let load = next(WallTime::NONE, WallTime::from_unix_nanos(sent), 0);
+                receiver.load(&load, 0, 32, at(10_000 * MS));
+            }
+            let (status, want) = (receiver.status(10_050 * MS), &case["status"]);
+            // The real ones were sent one after the other, some ms apart.
+            check(
+                "min",
+                status.clock_delta_min.into(),
+                &want["clockDeltaMin"],
+                4,
+            );
+            check(
+                "var min",
+                status.delay_var_min.into(),
+                &want["delayVarMin"],
+                0,
+            );
+            check(
+                "var max",
+                status.delay_var_max.into(),
+                &want["delayVarMax"],
+                4,
+            );
+            check(
+                "var sum",
+                status.delay_var_sum.into(),
+                &want["delayVarSum"],
+                8,
+            );
+            check(
+                "var count",
+                status.delay_var_cnt.into(),
+                &want["delayVarCnt"],
+                0,
+            );
+            check("RTT", status.rtt_minimum.into(), &want["rttMinimum"], 0);
+            check(
+                "RTT var",
+                status.rtt_var_sample.into(),
+                &want["rttVarSample"],
+                0,
+            );
+            check(
+                "updated",
+                status.delay_min_upd.into(),
+                &want["delayMinUpd"],
+                0,
+            );
+            continue;
+        }
+        // The real elapsed times in ms: what was waited and what the machine took.
+        let elapsed = [103, 61, 127, 51, 82, 3];
+        let mut now = 1_000 * MS;
+        for (step, elapsed) in case["steps"]
+            .as_array()
+            .expect("a list")
+            .iter()
+            .zip(elapsed)
+        {
+            round_trip += 1;
+            let status_time = at(now).wall;
+            now += elapsed * MS;
+            let delay = number(&step["rttRespDelay"]) as u16;
+            receiver.load(&next(status_time, at(now).wall, delay), 0, 32, at(now));
+            let (status, want) = (receiver.status(now), &step["status"]);
+            check("RTT", status.rtt_minimum.into(), &want["rttMinimum"], 0);
+            check(
+                "RTT var",
+                status.rtt_var_sample.into(),
+                &want["rttVarSample"],
+                0,
+            );
+            check(
+                "updated",
+                status.delay_min_upd.into(),
+                &want["delayMinUpd"],
+                0,
+            );
+            assert_ne!(status.rtt_var_sample, Status::NONE);
+        }
+    }
+    assert_eq!((one_way, round_trip), (3, 6));
 }

@@ -5,83 +5,33 @@
 //! and never sees a PDU. With a held step (ours only, see [`Adjuster::step`]) a good trial changes
 //! nothing, so that a search does not climb past what the sender itself can do.
 
-/// The row of 1 Gbit/s: below it the search may take steps of several rows.
-pub const HIGH_SPEED_ROW: u16 = 1000;
+use super::parameters::{Algorithm, Rate, TestParameters};
+use super::rates::{HIGH_SPEED_ROW, ROW_LAST};
 
 /// How many fast steps a congested search goes back.
-const BACK_OFF_STEPS: u32 = 3;
+const BACK_OFF_STEPS: u16 = 3;
 
 /// Algorithm C: single steps before it tries fast ones again, at first and how much more each time.
 const RETRY_THRESHOLD_STEP: u32 = 5;
 
-/// How the row changes with good and bad trials.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
-pub enum Algorithm {
-    /// Fast steps of a fixed number of rows until congestion was seen, then single rows.
-    #[default]
-    B,
-    /// Doubling every second good trial, single rows after congestion, and fast again after a while.
-    C,
-}
-
-/// What the test is to do with the row.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Plan {
-    /// Search, beginning at a row.
-    Search {
-        /// The row to begin with.
-        start: u16,
-    },
-    /// One row for the whole test.
-    Fixed(u16),
-}
-
-/// What rules the adjustment of one test; the values of the activation, already corrected.
+/// What rules the adjustment of one test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct AdjustSettings {
-    /// Which steps are taken.
-    pub algorithm: Algorithm,
-    /// Search or fixed row.
-    pub plan: Plan,
-    /// A trial below this delay variation, in ms, may be good.
-    pub low_threshold_ms: u32,
-    /// A trial above this delay variation, in ms, is bad.
-    pub upper_threshold_ms: u32,
-    /// Sequence errors tolerated in a trial.
-    pub sequence_errors_max: u32,
-    /// Bad trials that end the fast steps.
-    pub slow_threshold: u32,
-    /// Rows of a fast step of algorithm B.
-    pub high_speed_delta: u16,
-    /// Only loss counts as a sequence error.
-    pub ignore_reordering: bool,
-    /// The delay is the one-way variation instead of the round-trip one.
-    pub one_way_delay: bool,
-    /// Sub-intervals from the start without adjustment.
-    pub suppressed_sub_intervals: u32,
-    /// A trial is bad when more than (this - 1) / 255 of its datagrams carry ECN CE; 0 is off.
-    pub ce_threshold: u8,
+    /// What was agreed at activation.
+    pub parameters: TestParameters,
     /// The highest row there is.
     pub last_row: u16,
     /// The row never goes beyond this one: the bandwidth that was admitted, where it is enforced.
     pub row_max: Option<u16>,
 }
 
-impl Default for AdjustSettings {
-    fn default() -> Self {
+impl AdjustSettings {
+    /// By the table of OB-UDPST and without a bandwidth limit.
+    #[must_use]
+    pub const fn new(parameters: TestParameters) -> Self {
         Self {
-            algorithm: Algorithm::B,
-            plan: Plan::Search { start: 0 },
-            low_threshold_ms: 30,
-            upper_threshold_ms: 90,
-            sequence_errors_max: 10,
-            slow_threshold: 3,
-            high_speed_delta: 10,
-            ignore_reordering: true,
-            one_way_delay: false,
-            suppressed_sub_intervals: 0,
-            ce_threshold: 0,
-            last_row: 1152,
+            parameters,
+            last_row: ROW_LAST,
             row_max: None,
         }
     }
@@ -135,7 +85,12 @@ impl AdjustSettings {
     /// Judges a trial by the thresholds.
     #[must_use]
     pub fn judge(&self, trial: &Trial) -> Verdict {
-        let errors = if self.ignore_reordering {
+        let parameters = &self.parameters;
+        let (low_ms, upper_ms) = (
+            u32::from(parameters.low_thresh_ms),
+            u32::from(parameters.upper_thresh_ms),
+        );
+        let errors = if parameters.ignore_ooo_dup {
             trial.loss
         } else {
             trial
@@ -143,21 +98,22 @@ impl AdjustSettings {
                 .saturating_add(trial.out_of_order)
                 .saturating_add(trial.duplicates)
         };
-        let delay_ms = if self.one_way_delay {
+        let delay_ms = if parameters.use_ow_del_var {
             (trial.delay_var_count > 0)
                 .then(|| average_ms(trial.delay_var_sum_ms.into(), trial.delay_var_count.into()))
         } else {
             trial.rtt_var_ms
         }
         // Without data the delay is neither good nor bad.
-        .unwrap_or(self.low_threshold_ms);
-        let congested = self.ce_threshold > 0 && trial.ce > 0 && {
-            let share = u64::from(self.ce_threshold - 1) * u64::from(trial.datagrams) * 10 / 255;
+        .unwrap_or(low_ms);
+        let congested = parameters.ecn_ce_thresh > 0 && trial.ce > 0 && {
+            let share =
+                u64::from(parameters.ecn_ce_thresh - 1) * u64::from(trial.datagrams) * 10 / 255;
             u64::from(trial.ce) > (share + 5) / 10
         };
-        if errors > self.sequence_errors_max || delay_ms > self.upper_threshold_ms || congested {
+        if errors > u32::from(parameters.seq_err_thresh) || delay_ms > upper_ms || congested {
             Verdict::Bad
-        } else if delay_ms < self.low_threshold_ms {
+        } else if delay_ms < low_ms {
             Verdict::Good
         } else {
             Verdict::Neutral
@@ -184,9 +140,9 @@ impl Adjuster {
     /// At the starting row, or at row 0: a fixed row is only taken with the first step.
     #[must_use]
     pub fn new(settings: AdjustSettings) -> Self {
-        let row = match settings.plan {
-            Plan::Search { start } => settings.bounded(start),
-            Plan::Fixed(_) => 0,
+        let row = match settings.parameters.rate {
+            Rate::Search { start } => settings.bounded(start),
+            Rate::Fixed(_) => 0,
         };
         Self {
             settings,
@@ -214,13 +170,14 @@ impl Adjuster {
     /// not the path but the sender is the limit: a good trial then proves nothing and changes
     /// nothing; a bad one counts as always. The original knows no such thing (`held` is false).
     pub fn step(&mut self, trial: &Trial, held: bool) -> u16 {
-        let suppressed = self.settings.suppressed_sub_intervals > 0
-            && trial.sub_interval < self.settings.suppressed_sub_intervals;
-        match self.settings.plan {
-            Plan::Fixed(_) if suppressed => self.row = 0,
-            Plan::Fixed(row) => self.row = row,
-            Plan::Search { .. } if suppressed => {}
-            Plan::Search { .. } => match (self.settings.judge(trial), self.settings.algorithm) {
+        let parameters = &self.settings.parameters;
+        // Never so when the count is 0.
+        let suppressed = trial.sub_interval < u32::from(parameters.sr_adj_supp_count);
+        match parameters.rate {
+            Rate::Fixed(_) if suppressed => self.row = 0,
+            Rate::Fixed(row) => self.row = row,
+            Rate::Search { .. } if suppressed => {}
+            Rate::Search { .. } => match (self.settings.judge(trial), parameters.algorithm) {
                 (Verdict::Good, _) if held => {}
                 (Verdict::Good, Algorithm::B) => self.good_b(),
                 (Verdict::Good, Algorithm::C) => self.good_c(),
@@ -233,14 +190,18 @@ impl Adjuster {
     }
 
     fn fast(&self) -> bool {
-        self.row < HIGH_SPEED_ROW && self.congestion < self.settings.slow_threshold
+        self.row < HIGH_SPEED_ROW && self.congestion < self.slow_threshold()
+    }
+
+    fn slow_threshold(&self) -> u32 {
+        self.settings.parameters.slow_adj_thresh.into()
     }
 
     fn good_b(&mut self) {
         if self.fast() {
             self.row = self
                 .row
-                .saturating_add(self.settings.high_speed_delta)
+                .saturating_add(self.settings.parameters.high_speed_delta.into())
                 .min(HIGH_SPEED_ROW);
             self.congestion = 0;
         } else if self.row < self.settings.last_row {
@@ -275,11 +236,9 @@ impl Adjuster {
 
     fn bad(&mut self, algorithm: Algorithm) {
         self.congestion = self.congestion.saturating_add(1);
-        if self.row < HIGH_SPEED_ROW && self.congestion == self.settings.slow_threshold {
-            let back = BACK_OFF_STEPS * u32::from(self.settings.high_speed_delta);
-            self.row = self
-                .row
-                .saturating_sub(u16::try_from(back).unwrap_or(u16::MAX));
+        if self.row < HIGH_SPEED_ROW && self.congestion == self.slow_threshold() {
+            let back = BACK_OFF_STEPS * u16::from(self.settings.parameters.high_speed_delta);
+            self.row = self.row.saturating_sub(back);
         } else if self.row > 0 {
             self.row -= 1;
             if algorithm == Algorithm::C {

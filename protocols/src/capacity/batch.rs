@@ -188,3 +188,109 @@ impl Receiver {
 fn sequence_of(header: &[u8; Load::HEADER_LEN]) -> u32 {
     u32::from_be_bytes([header[4], header[5], header[6], header[7]])
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::capacity::receiver::ReceiverSettings;
+
+    fn receiver() -> Receiver {
+        let settings = ReceiverSettings {
+            trial_interval_ms: 50,
+            sub_interval_ms: 1000,
+            ecn_expected: true,
+        };
+        Receiver::new(settings, 0)
+    }
+
+    fn at(now: u64) -> Instants {
+        Instants {
+            now,
+            wall: WallTime::from_unix_nanos(1_800_000_000_000_000_000 + now),
+        }
+    }
+
+    /// One datagram: where its number jumps to, what is odd about it.
+    fn datagram() -> impl Strategy<Value = (i64, u8)> {
+        (
+            prop_oneof![12 => Just(1), 1 => -3_i64..5, 1 => any::<u32>().prop_map(i64::from)],
+            prop_oneof![12 => Just(0), 1 => 1_u8..12],
+        )
+    }
+
+    proptest! {
+        /// A run that is counted at once comes to the same as each datagram taken apart.
+        #[test]
+        fn a_batch_is_as_good_as_one_by_one(
+            buffers in prop::collection::vec(
+                (prop::collection::vec(datagram(), 1..50), 0_u8..4, 32_u16..60, 0_usize..40),
+                1..8,
+            ),
+        ) {
+            let (mut fast, mut slow) = (receiver(), receiver());
+            let (mut number, mut now) = (0_u32, 0);
+            for (datagrams, ecn, stride, cut) in buffers {
+                now += 7_300_000;
+                let mut buffer = Vec::new();
+                for (jump, odd) in datagrams {
+                    number = (i64::from(number) + jump).clamp(0, u32::MAX.into()) as u32;
+                    let load = Load {
+                        test_action: if odd == 1 { TestAction::Stop } else { TestAction::Test },
+                        rx_stopped: odd == 2,
+                        lpdu_seq_no: number,
+                        udp_payload: if odd == 3 { 1 } else { stride },
+                        spdu_seq_err: u16::from(odd == 4),
+                        spdu_time: at(u64::from(odd == 5) * 1_000_000).wall,
+                        lpdu_time: at(now - u64::from(odd == 6) * 3_000_000).wall,
+                        rtt_resp_delay: u16::from(odd == 7),
+                        check_sum: 0,
+                    };
+                    let mut bytes = vec![0; usize::from(stride)];
+                    load.encode(&mut bytes);
+                    match odd {
+                        8 => Load::fill_check_sum(&mut bytes),
+                        9 => bytes[31] = 1,
+                        10 => bytes[0] = 0,
+                        _ => {}
+                    }
+                    buffer.extend(bytes);
+                }
+                buffer.truncate(buffer.len().saturating_sub(cut).max(1));
+                let one = fast.batch(&buffer, stride, ecn, at(now));
+                let mut seen = 0;
+                let two = slow.batch_recorded(&buffer, stride, ecn, at(now), &mut |_| seen += 1);
+                prop_assert_eq!(one, two);
+                prop_assert_eq!(seen, one.valid - one.stops);
+                prop_assert_eq!(fast.totals(), slow.totals());
+                prop_assert_eq!(fast.total_errors(), slow.total_errors());
+                prop_assert_eq!(fast.trial(), slow.trial());
+                prop_assert_eq!(fast.status(now), slow.status(now));
+                prop_assert_eq!(fast.status_sent(now), slow.status_sent(now));
+            }
+        }
+
+        #[test]
+        fn any_bytes_are_no_panic(buffer in prop::collection::vec(any::<u8>(), 0..300), stride: u16) {
+            let mut receiver = receiver();
+            let batch = receiver.batch(&buffer, stride, 0, at(1));
+            let count = buffer.len().div_ceil(usize::from(stride).max(1)).max(1);
+            prop_assert_eq!(batch.valid as usize + batch.refused.sum() as usize, count);
+        }
+    }
+
+    #[test]
+    fn more_than_came_is_not_counted() {
+        let mut receiver = receiver();
+        let mut bytes = [0; 100];
+        let load = Load {
+            lpdu_seq_no: 1,
+            udp_payload: 65_535,
+            ..Load::default()
+        };
+        load.encode(&mut bytes);
+        receiver.batch(&bytes, 100, 1, at(0));
+        assert_eq!(receiver.totals(), (1, 100));
+    }
+}

@@ -5,7 +5,6 @@
 //! much less arrives than the row says, and yet nothing is lost and nothing is delayed.
 
 use super::adjust::Verdict;
-use super::pdu::RateStructure;
 
 /// What keeps the rate of a trial from growing.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Hash)]
@@ -54,61 +53,9 @@ impl PeerLimit {
     }
 }
 
-/// The IP-layer rate of a row in Mbit/s, the same over IPv4 and IPv6. Random sizes count as half
-/// their largest.
-#[must_use]
-pub fn row_mbps(rate: &RateStructure) -> f64 {
-    // IPv4 and UDP headers; over IPv6 sizes are as much less as the headers are more.
-    const OVERHEAD: f64 = 28.0;
-    let size = |value: u32| {
-        let bytes = f64::from(value & !RateStructure::RANDOM);
-        if value & RateStructure::RANDOM != 0 {
-            OVERHEAD + bytes / 2.0
-        } else {
-            OVERHEAD + bytes
-        }
-    };
-    let transmitter = |interval_us: u32, burst: u32, payload: u32, addon: u32| {
-        if interval_us == 0 {
-            return 0.0;
-        }
-        let addon = if addon > 0 { size(addon) } else { 0.0 };
-        (f64::from(burst) * size(payload) + addon) * 8.0 / f64::from(interval_us)
-    };
-    transmitter(rate.tx_interval1, rate.burst_size1, rate.udp_payload1, 0)
-        + transmitter(
-            rate.tx_interval2,
-            rate.burst_size2,
-            rate.udp_payload2,
-            rate.udp_addon2,
-        )
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn rates_of_rows() {
-        let row_1000 = RateStructure {
-            tx_interval1: 100,
-            udp_payload1: 1222,
-            burst_size1: 10,
-            ..RateStructure::default()
-        };
-        let row_1 = RateStructure {
-            tx_interval2: 1000,
-            udp_addon2: 97,
-            ..RateStructure::default()
-        };
-        for (rate, want) in [
-            (RateStructure::default(), 0.0),
-            (row_1000, 1000.0),
-            (row_1, 1.0),
-        ] {
-            assert!((row_mbps(&rate) - want).abs() < 1e-9, "{rate:?}");
-        }
-    }
 
     #[test]
     fn a_slow_peer_is_found_out_after_ten_trials() {

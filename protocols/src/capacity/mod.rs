@@ -22,6 +22,7 @@ pub mod receiver;
 pub mod sender;
 pub mod sequence;
 pub mod setup;
+pub mod summary;
 pub mod time;
 
 use ringmill_engine::time::Nanos;

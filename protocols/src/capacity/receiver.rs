@@ -12,6 +12,10 @@ use super::pdu::{Load, Status, SubIntervalStats};
 use super::sequence::{Arrival, Sequence, SequenceErrors};
 use super::time::{Instants, WallTime, nanos_to_ms};
 
+mod counts;
+
+use counts::{Counts, clock_on_wire, ms_on_wire, sum_on_wire, us_on_wire};
+
 /// ECN bits of a packet that is not capable of it (RFC 3168).
 const ECN_NOT_ECT: u8 = 0b00;
 /// ECN bits of a packet that met congestion.
@@ -26,51 +30,6 @@ pub struct ReceiverSettings {
     pub sub_interval_ms: u32,
     /// Load is to come with an ECN marking: congestion marks are counted, and its absence is noted.
     pub ecn_expected: bool,
-}
-
-/// Counts over a trial or a sub-interval.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Counts {
-    datagrams: u32,
-    bytes: u64,
-    ce: u32,
-    errors: SequenceErrors,
-    delay_min: u32,
-    delay_max: u32,
-    delay_sum: u64,
-    delay_count: u32,
-}
-
-impl Counts {
-    const NONE: Self = Self {
-        datagrams: 0,
-        bytes: 0,
-        ce: 0,
-        errors: SequenceErrors {
-            loss: 0,
-            out_of_order: 0,
-            duplicates: 0,
-        },
-        delay_min: Status::NONE,
-        delay_max: 0,
-        delay_sum: 0,
-        delay_count: 0,
-    };
-
-    /// Adds a trial, but for the loss, which a sub-interval counts by itself: there a late datagram
-    /// also takes off what an earlier trial had reported.
-    fn add_trial(&mut self, trial: &Self) {
-        self.datagrams = self.datagrams.saturating_add(trial.datagrams);
-        self.bytes += trial.bytes;
-        self.ce = self.ce.saturating_add(trial.ce);
-        let errors = &mut self.errors;
-        errors.out_of_order += trial.errors.out_of_order;
-        errors.duplicates += trial.errors.duplicates;
-        self.delay_min = self.delay_min.min(trial.delay_min);
-        self.delay_max = self.delay_max.max(trial.delay_max);
-        self.delay_sum += trial.delay_sum;
-        self.delay_count = self.delay_count.saturating_add(trial.delay_count);
-    }
 }
 
 /// The receiver of one connection.
@@ -204,11 +163,7 @@ impl Receiver {
     fn add_delay(&mut self, one_way_ms: i64, count: u32) {
         let least = self.clock_delta_min_ms.unwrap_or(one_way_ms);
         let variation = ms_on_wire(one_way_ms.saturating_sub(least));
-        let trial = &mut self.trial;
-        trial.delay_min = trial.delay_min.min(variation);
-        trial.delay_max = trial.delay_max.max(variation);
-        trial.delay_sum += u64::from(variation) * u64::from(count);
-        trial.delay_count = trial.delay_count.saturating_add(count);
+        self.trial.add_delay(variation, count);
     }
 
     /// The round-trip time that a newly echoed status time gives. A time of the future gives none.
@@ -284,7 +239,7 @@ impl Receiver {
             loss: self.trial.errors.loss,
             out_of_order: self.trial.errors.out_of_order,
             duplicates: self.trial.errors.duplicates,
-            delay_var_sum_ms: u32::try_from(self.trial.delay_sum).unwrap_or(u32::MAX),
+            delay_var_sum_ms: sum_on_wire(self.trial.delay_sum),
             delay_var_count: self.trial.delay_count,
             rtt_var_ms: (self.rtt_var_ms != Status::NONE).then_some(self.rtt_var_ms),
             datagrams: self.trial.datagrams,
@@ -307,7 +262,7 @@ impl Receiver {
             clock_delta_min: clock_on_wire(self.clock_delta_min_ms.unwrap_or(0)),
             delay_var_min: trial.delay_min,
             delay_var_max: trial.delay_max,
-            delay_var_sum: u32::try_from(trial.delay_sum).unwrap_or(u32::MAX),
+            delay_var_sum: sum_on_wire(trial.delay_sum),
             delay_var_cnt: trial.delay_count,
             rtt_minimum: self.rtt_min_ms,
             rtt_var_sample: self.rtt_var_ms,
@@ -354,19 +309,11 @@ impl Receiver {
         let counts = self.sub_interval;
         self.saved_ce = counts.ce;
         self.saved = SubIntervalStats {
-            rx_datagrams: counts.datagrams,
-            rx_bytes: counts.bytes,
             delta_time: us_on_wire(elapsed),
-            seq_err_loss: counts.errors.loss,
-            seq_err_ooo: counts.errors.out_of_order,
-            seq_err_dup: counts.errors.duplicates,
-            delay_var_min: counts.delay_min,
-            delay_var_max: counts.delay_max,
-            delay_var_sum: u32::try_from(counts.delay_sum).unwrap_or(u32::MAX),
-            delay_var_cnt: counts.delay_count,
             rtt_var_minimum: self.rtt_var_min_ms,
             rtt_var_maximum: self.rtt_var_max_ms,
-            accum_time: u32::try_from(self.accumulated_ms).unwrap_or(u32::MAX),
+            accum_time: sum_on_wire(self.accumulated_ms),
+            ..counts.stats()
         };
         let ended = SubInterval {
             number: self.saved_number,
@@ -407,20 +354,4 @@ pub struct Sample {
 pub(super) fn counted_bytes(load: &Load, real_len: usize) -> u16 {
     load.udp_payload
         .min(u16::try_from(real_len).unwrap_or(u16::MAX))
-}
-
-/// A length of time in ms for the wire: never negative, and never the mark for "none".
-#[inline]
-fn ms_on_wire(ms: i64) -> u32 {
-    ms.clamp(0, i64::from(Status::NONE - 1)) as u32
-}
-
-/// A clock difference in ms for the wire; clocks that are further apart show the most there is.
-fn clock_on_wire(ms: i64) -> i32 {
-    ms.clamp(i32::MIN.into(), i32::MAX.into()) as i32
-}
-
-/// A length of time in µs for the wire.
-fn us_on_wire(nanos: Nanos) -> u32 {
-    u32::try_from(nanos / 1_000).unwrap_or(u32::MAX)
 }

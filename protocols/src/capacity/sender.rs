@@ -15,22 +15,10 @@ use super::pdu::{Load, RateStructure, TestAction};
 use super::time::{Instants, WallTime, nanos_to_ms};
 use super::{START_DELAY_MAX, START_DELAY_MIN};
 
-/// Lateness that is caught up: two to three time slices of a busy machine's scheduler. More of a
-/// burst than this would rather measure the queue of the path than its rate.
-pub const CATCH_UP_MAX: Nanos = 10_000_000;
+mod transmitter;
 
-/// Payload in bytes that is caught up at once: at the highest rows 10 ms would be 90 MB, and who
-/// handles that much in one turn hears nothing meanwhile.
-pub const CATCH_UP_BYTES_MAX: u64 = 16 << 20;
-
-/// Datagrams in a burst of the table's rows; a peer cannot ask for more.
-pub const BURST_MAX: u32 = 100;
-
-/// Largest UDP payload of a row in bytes: jumbo frames.
-pub const PAYLOAD_BYTES_MAX: u32 = 8_972;
-
-/// Shortest interval of a transmitter in µs, but for 0, which is off.
-pub const INTERVAL_US_MIN: u32 = 100;
+pub use transmitter::{CATCH_UP_BYTES_MAX, CATCH_UP_MAX};
+use transmitter::{Transmitter, draw};
 
 /// Status PDUs that may be missing between two before the number is taken for nonsense: at the
 /// shortest trial interval a hundred times as many as fit before the watchdog ends the test.
@@ -39,18 +27,11 @@ pub const STATUS_GAP_MAX: u32 = 65_534;
 /// A trial counts as limited by its sender when more than one of so many datagrams due was missed.
 const LIMITED_ONE_OF: u64 = 100;
 
-/// What an IPv6 header has more than one of IPv4, in bytes.
-const IPV6_EXTRA: u32 = 20;
-/// Least random size in bytes, and least size from which IPv6 takes its 20 off.
-const RANDOM_BYTES_MIN: u32 = 52;
-
 /// What a sender needs to know of the test.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct SenderSettings {
     /// The test runs over IPv6: sizes are 20 bytes less.
     pub ipv6: bool,
-    /// Most datagrams in a burst: [`BURST_MAX`] for a row that a peer says.
-    pub burst_max: u32,
     /// Numbers of datagrams that the socket did not take are not used again: they count as lost.
     pub keep_numbers: bool,
     /// The checksum of headers is filled.
@@ -60,106 +41,6 @@ pub struct SenderSettings {
     pub tick: Nanos,
     /// Of random sizes and of the first delays.
     pub seed: u64,
-}
-
-/// The size of a datagram.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-struct Size {
-    bytes: u16,
-    random: bool,
-}
-
-impl Size {
-    /// A payload or add-on of a row within its bounds; `None` for 0.
-    fn of(value: u32, ipv6: bool) -> Option<Self> {
-        let bytes = (value & !RateStructure::RANDOM).min(PAYLOAD_BYTES_MAX);
-        if bytes == 0 {
-            return None;
-        }
-        let bytes = if ipv6 && bytes >= RANDOM_BYTES_MIN {
-            bytes - IPV6_EXTRA
-        } else {
-            bytes
-        };
-        Some(Self {
-            bytes: bytes.max(Load::HEADER_LEN as u32) as u16,
-            random: value & RateStructure::RANDOM != 0,
-        })
-    }
-
-    #[inline]
-    fn draw(self, ipv6: bool, rng: &mut SmallRng) -> u16 {
-        if !self.random {
-            return self.bytes;
-        }
-        let least = RANDOM_BYTES_MIN - if ipv6 { IPV6_EXTRA } else { 0 };
-        let least = self.bytes.min(least as u16);
-        rng.random_range(least..=self.bytes)
-    }
-}
-
-/// One of the two timers of a sender, and what it sends.
-#[derive(Debug, Clone, Copy, Default)]
-struct Transmitter {
-    interval: Nanos,
-    payload: Size,
-    burst: u32,
-    addon: Option<Size>,
-    /// Ticks that are caught up at once.
-    ticks_max: u64,
-    deadline: Option<Nanos>,
-    /// Datagrams that the socket did not take and that the next tick sends too.
-    owed: u32,
-}
-
-impl Transmitter {
-    fn of(
-        interval_us: u32,
-        payload: u32,
-        burst: u32,
-        addon: u32,
-        settings: &SenderSettings,
-    ) -> Self {
-        let size = Size::of(payload, settings.ipv6);
-        let interval_us = match interval_us {
-            0 => 0,
-            interval => interval.max(INTERVAL_US_MIN),
-        };
-        let interval = Nanos::from(interval_us) * 1_000;
-        let payload = size.unwrap_or_default();
-        let burst = if size.is_some() {
-            burst.min(settings.burst_max)
-        } else {
-            0
-        };
-        let addon = Size::of(addon, settings.ipv6);
-        let bytes = u64::from(burst) * u64::from(payload.bytes)
-            + addon.map_or(0, |size| u64::from(size.bytes));
-        let by_time = CATCH_UP_MAX.checked_div(interval).unwrap_or(1);
-        let by_bytes = CATCH_UP_BYTES_MAX.checked_div(bytes).unwrap_or(u64::MAX);
-        Self {
-            interval,
-            payload,
-            burst,
-            addon,
-            ticks_max: by_time.min(by_bytes).max(1),
-            deadline: None,
-            owed: 0,
-        }
-    }
-
-    fn per_tick(&self) -> u64 {
-        u64::from(self.burst) + u64::from(self.addon.is_some())
-    }
-
-    /// Ticks may go as one burst when all datagrams are alike.
-    fn merges(&self) -> bool {
-        self.addon.is_none() && !self.payload.random
-    }
-
-    fn owed_max(&self) -> u64 {
-        self.ticks_max * u64::from(self.burst)
-    }
 }
 
 /// What was sent between two status PDUs.
@@ -250,23 +131,7 @@ impl Sender {
             return;
         }
         self.rate = *rate;
-        let settings = &self.settings;
-        let new = [
-            Transmitter::of(
-                rate.tx_interval1,
-                rate.udp_payload1,
-                rate.burst_size1,
-                0,
-                settings,
-            ),
-            Transmitter::of(
-                rate.tx_interval2,
-                rate.udp_payload2,
-                rate.burst_size2,
-                rate.udp_addon2,
-                settings,
-            ),
-        ];
+        let new = Transmitter::pair(rate, self.settings.ipv6);
         for (old, mut new) in self.transmitters.iter_mut().zip(new) {
             if new.interval > 0 {
                 // In step with what it did before, but never later than the new interval says.
@@ -322,31 +187,12 @@ impl Sender {
         }
     }
 
-    /// Ticks of a transmitter that are due and go together. Those beyond what is caught up are given
-    /// up.
     fn take_ticks(&mut self, index: usize, now: Nanos) -> Option<u64> {
-        let transmitter = &mut self.transmitters[index];
-        let mut deadline = transmitter.deadline?;
-        let late = now.checked_sub(deadline)?;
-        let mut ticks = 1;
-        if late >= transmitter.interval {
-            ticks += late / transmitter.interval;
-            let beyond = ticks.saturating_sub(transmitter.ticks_max);
-            if beyond > 0 {
-                deadline += beyond * transmitter.interval;
-                ticks -= beyond;
-                let missed = beyond * transmitter.per_tick();
-                self.trial.due += missed;
-                self.trial.missed += missed;
-                self.total_missed += missed;
-            }
-            if !transmitter.merges() {
-                ticks = 1;
-            }
-        }
-        transmitter.deadline = Some(deadline + ticks * transmitter.interval);
-        self.trial.due += ticks * transmitter.per_tick();
-        Some(ticks)
+        let due = self.transmitters[index].take_ticks(now)?;
+        self.trial.due += due.wanted;
+        self.trial.missed += due.missed;
+        self.total_missed += due.missed;
+        Some(due.ticks)
     }
 
     fn fire(
@@ -357,15 +203,14 @@ impl Sender {
         full: &mut bool,
         emit: &mut impl FnMut(&Burst) -> u32,
     ) {
-        let ipv6 = self.settings.ipv6;
         let transmitter = &mut self.transmitters[index];
         // At most 100 in a burst, and what is caught up and owed is bounded by bytes.
         let wanted = (ticks * u64::from(transmitter.burst) + u64::from(transmitter.owed)) as u32;
         transmitter.owed = 0;
-        let payload_bytes = transmitter.payload.draw(ipv6, &mut self.rng);
+        let payload_bytes = draw(transmitter.payload, &mut self.rng);
         let addon_bytes = transmitter
             .addon
-            .map_or(0, |size| size.draw(ipv6, &mut self.rng));
+            .map_or(0, |size| draw(size, &mut self.rng));
         let load = Load {
             lpdu_seq_no: self.next_seq,
             ..*load
@@ -404,7 +249,7 @@ impl Sender {
     /// numbers are gone.
     fn refused(&mut self, index: usize, equal: u32, all: u32) {
         let transmitter = &mut self.transmitters[index];
-        let owed = if self.settings.keep_numbers || transmitter.payload.random {
+        let owed = if self.settings.keep_numbers || transmitter.payload.is_random() {
             0
         } else {
             u64::from(equal).min(transmitter.owed_max()) as u32

@@ -3,7 +3,8 @@
 //!
 //! A number is a duplicate only while it is among the last 32 that were accepted: an older one counts
 //! as late. What was counted is returned, not kept, as trials and sub-intervals count apart. Only
-//! the sums of the whole test are kept here.
+//! the sums of the whole test are kept here. Numbers do not wrap: no row of the table comes to 2^32
+//! datagrams within the longest test.
 
 /// Accepted numbers that are remembered to recognise duplicates.
 pub const HISTORY: usize = 32;
@@ -40,8 +41,8 @@ impl SequenceErrors {
         self.count_loss(arrival);
         match arrival {
             Arrival::Newest { .. } => {}
-            Arrival::OutOfOrder => self.out_of_order += 1,
-            Arrival::Duplicate => self.duplicates += 1,
+            Arrival::OutOfOrder => self.out_of_order = self.out_of_order.saturating_add(1),
+            Arrival::Duplicate => self.duplicates = self.duplicates.saturating_add(1),
         }
     }
 

@@ -1,6 +1,11 @@
 //! Judging and bounds; whole searches are compared with the original's in the vectors.
 
 use super::*;
+use crate::capacity::parameters::Direction;
+
+fn standard() -> TestParameters {
+    TestParameters::new(Direction::Downstream)
+}
 
 const GOOD: Trial = Trial {
     loss: 0,
@@ -31,35 +36,35 @@ fn averages_round_half_up_by_tenths() {
 
 #[test]
 fn trials_are_judged() {
-    let one_way = AdjustSettings {
-        one_way_delay: true,
-        ..AdjustSettings::default()
+    let one_way = TestParameters {
+        use_ow_del_var: true,
+        ..standard()
     };
-    let strict = AdjustSettings {
-        ignore_reordering: false,
-        ..AdjustSettings::default()
+    let strict = TestParameters {
+        ignore_ooo_dup: false,
+        ..standard()
     };
-    let marked = AdjustSettings {
-        ce_threshold: 6,
-        ..AdjustSettings::default()
+    let marked = TestParameters {
+        ecn_ce_thresh: 6,
+        ..standard()
     };
-    for (name, settings, trial, want) in [
-        ("good", AdjustSettings::default(), GOOD, Verdict::Good),
+    for (name, parameters, trial, want) in [
+        ("good", standard(), GOOD, Verdict::Good),
         (
             "as much loss as tolerated",
-            AdjustSettings::default(),
+            standard(),
             Trial { loss: 10, ..GOOD },
             Verdict::Good,
         ),
         (
             "one more",
-            AdjustSettings::default(),
+            standard(),
             Trial { loss: 11, ..GOOD },
             Verdict::Bad,
         ),
         (
             "no delay known",
-            AdjustSettings::default(),
+            standard(),
             Trial {
                 rtt_var_ms: None,
                 ..GOOD
@@ -68,7 +73,7 @@ fn trials_are_judged() {
         ),
         (
             "no delay known, but loss",
-            AdjustSettings::default(),
+            standard(),
             Trial {
                 rtt_var_ms: None,
                 loss: 11,
@@ -78,7 +83,7 @@ fn trials_are_judged() {
         ),
         (
             "the low threshold",
-            AdjustSettings::default(),
+            standard(),
             Trial {
                 rtt_var_ms: Some(30),
                 ..GOOD
@@ -87,7 +92,7 @@ fn trials_are_judged() {
         ),
         (
             "the upper threshold",
-            AdjustSettings::default(),
+            standard(),
             Trial {
                 rtt_var_ms: Some(90),
                 ..GOOD
@@ -96,7 +101,7 @@ fn trials_are_judged() {
         ),
         (
             "above it",
-            AdjustSettings::default(),
+            standard(),
             Trial {
                 rtt_var_ms: Some(91),
                 ..GOOD
@@ -137,7 +142,7 @@ fn trials_are_judged() {
         ),
         (
             "reordering does not",
-            AdjustSettings::default(),
+            standard(),
             Trial {
                 loss: 4,
                 out_of_order: 4,
@@ -159,16 +164,20 @@ fn trials_are_judged() {
             Verdict::Bad,
         ),
     ] {
-        assert_eq!(settings.judge(&trial), want, "{name}");
+        assert_eq!(
+            AdjustSettings::new(parameters).judge(&trial),
+            want,
+            "{name}"
+        );
     }
 }
 
 #[test]
 fn a_held_search_comes_down_but_does_not_climb() {
-    let mut adjuster = Adjuster::new(AdjustSettings {
-        plan: Plan::Search { start: 400 },
-        ..AdjustSettings::default()
-    });
+    let mut adjuster = Adjuster::new(AdjustSettings::new(TestParameters {
+        rate: Rate::Search { start: 400 },
+        ..standard()
+    }));
     assert_eq!(adjuster.step(&GOOD, true), 400);
     assert_eq!(adjuster.step(&Trial { loss: 99, ..GOOD }, true), 399);
     assert_eq!(adjuster.step(&GOOD, false), 409);
@@ -176,21 +185,23 @@ fn a_held_search_comes_down_but_does_not_climb() {
 
 #[test]
 fn rows_stay_within_their_bounds() {
-    for (plan, row_max, want) in [
-        (Plan::Fixed(u16::MAX), None, 1152),
-        (Plan::Fixed(900), Some(500), 500),
-        (Plan::Search { start: u16::MAX }, None, 1152),
-        (Plan::Search { start: 900 }, Some(500), 500),
+    for (rate, row_max, want) in [
+        (Rate::Fixed(u16::MAX), None, 1152),
+        (Rate::Fixed(900), Some(500), 500),
+        (Rate::Search { start: u16::MAX }, None, 1152),
+        (Rate::Search { start: 900 }, Some(500), 500),
     ] {
         for algorithm in [Algorithm::B, Algorithm::C] {
             let mut adjuster = Adjuster::new(AdjustSettings {
-                algorithm,
-                plan,
                 row_max,
-                ..AdjustSettings::default()
+                ..AdjustSettings::new(TestParameters {
+                    algorithm,
+                    rate,
+                    ..standard()
+                })
             });
             for _ in 0..3 {
-                assert_eq!(adjuster.step(&GOOD, false), want, "{plan:?} {algorithm:?}");
+                assert_eq!(adjuster.step(&GOOD, false), want, "{rate:?} {algorithm:?}");
             }
         }
     }

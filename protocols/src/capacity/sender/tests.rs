@@ -1,5 +1,6 @@
 //! Pacing, bounds on what a peer asks for, and backpressure.
 
+use super::transmitter::size;
 use super::*;
 
 const MS: Nanos = 1_000_000;
@@ -7,7 +8,6 @@ const MS: Nanos = 1_000_000;
 fn settings() -> SenderSettings {
     SenderSettings {
         ipv6: false,
-        burst_max: BURST_MAX,
         keep_numbers: false,
         check_sum: false,
         tick: 0,
@@ -212,9 +212,9 @@ fn sizes_follow_the_address_family() {
         (true, 1222 | random, 32, 1202),
         (false, 40 | random, 40, 40),
     ] {
-        let size = Size::of(value, ipv6).expect("a size");
+        let size = size(value, ipv6).expect("a size");
         let mut rng = SmallRng::seed_from_u64(3);
-        let drawn: Vec<u16> = (0..10_000).map(|_| size.draw(ipv6, &mut rng)).collect();
+        let drawn: Vec<u16> = (0..10_000).map(|_| draw(size, &mut rng)).collect();
         let (min, max) = (drawn.iter().min(), drawn.iter().max());
         assert_eq!((min, max), (Some(&least), Some(&most)), "{value:#x} {ipv6}");
     }
