@@ -1,0 +1,150 @@
+//! The search over a path of known capacity finds it: both ends, a bottleneck with a queue, virtual
+//! time.
+
+use std::cmp::Reverse;
+use std::collections::BinaryHeap;
+use std::sync::Arc;
+
+use ringmill_protocols::capacity::burst::Burst;
+use ringmill_protocols::capacity::connection::{Connection, ConnectionSettings, Role};
+use ringmill_protocols::capacity::event::{Event, Sink};
+use ringmill_protocols::capacity::parameters::{Algorithm, Direction, TestParameters};
+use ringmill_protocols::capacity::pdu::{StatusChecksum, Version};
+use ringmill_protocols::capacity::rates::{RateTable, Variant};
+use ringmill_protocols::capacity::sender::SenderSettings;
+use ringmill_protocols::capacity::summary::{Gatherer, Results};
+use ringmill_protocols::capacity::time::{Instants, WallTime};
+
+use crate::{Arrival, CLIENT, MS};
+
+#[derive(Default)]
+struct Out {
+    datagrams: Vec<Vec<u8>>,
+    gatherer: Gatherer,
+    results: Results,
+}
+
+impl Sink for Out {
+    fn burst(&mut self, burst: &Burst) -> u32 {
+        for index in 0..burst.count() {
+            let mut datagram = vec![0; usize::from(burst.stride(index))];
+            burst.fill(&mut datagram, index, 1);
+            self.datagrams.push(datagram);
+        }
+        burst.count()
+    }
+
+    fn pdu(&mut self, bytes: &[u8]) {
+        self.datagrams.push(bytes.to_vec());
+    }
+
+    fn event(&mut self, event: Event) {
+        if let Event::SubInterval(one) = event {
+            self.gatherer.add(&one, false, 1);
+            if let Some(interval) = self.gatherer.check(1) {
+                self.results.add(&interval);
+            }
+        }
+    }
+}
+
+/// Runs a test over a path of so many Mbit/s at the IP layer, with a queue and a one-way delay in ms.
+/// Returns the maximum that the client found, in Mbit/s.
+fn maximum(
+    direction: Direction,
+    algorithm: Algorithm,
+    mbps: u64,
+    queue_ms: u64,
+    delay_ms: u64,
+) -> f64 {
+    let rows = Arc::new(RateTable::new(Variant::default()));
+    let parameters = TestParameters {
+        algorithm,
+        ..TestParameters::new(direction)
+    };
+    let start = Instants {
+        now: 0,
+        wall: WallTime::from_unix_nanos(1_800_000_000_000_000_000),
+    };
+    let mut ends = [0, 1].map(|end| {
+        let role = if end == CLIENT {
+            Role::Client {
+                first_row: rows.row(0).rate,
+            }
+        } else {
+            Role::Server {
+                rows: Arc::clone(&rows),
+                row_max: None,
+                hold_until_answered: true,
+                infer_peer_limit: true,
+            }
+        };
+        let settings = ConnectionSettings {
+            role,
+            parameters,
+            version: Version::V20,
+            auth_mode: 0,
+            status_checksum: StatusChecksum::Lenient,
+            sender: SenderSettings {
+                ipv6: false,
+                keep_numbers: false,
+                check_sum: false,
+                tick: 100_000,
+                seed: end as u64,
+            },
+        };
+        Connection::new(settings, start)
+    });
+    let mut outs = [Out::default(), Out::default()];
+    let mut link: BinaryHeap<Reverse<Arrival>> = BinaryHeap::new();
+    let (mut free_at, mut order) = ([0; 2], 0);
+    loop {
+        let timers = ends
+            .each_ref()
+            .map(|end| end.next_deadline().unwrap_or(u64::MAX));
+        let arrival = link.peek().map_or(u64::MAX, |next| next.0.0);
+        let now = timers[0].min(timers[1]).min(arrival);
+        if now == u64::MAX {
+            return outs[CLIENT].results.whole().maximum.rates.ip;
+        }
+        let end = if now == arrival {
+            let Reverse((_, _, to, bytes)) = link.pop().expect("peeked");
+            ends[to].datagram(&bytes, bytes.len() as u16, 0, now, &mut outs[to]);
+            to
+        } else {
+            let end = usize::from(timers[1] == now);
+            ends[end].timer(now, &mut outs[end]);
+            end
+        };
+        for bytes in outs[end].datagrams.drain(..) {
+            let begin = now.max(free_at[end]);
+            if begin - now <= queue_ms * MS {
+                free_at[end] = begin + (bytes.len() as u64 + 28) * 8_000 / mbps;
+                order += 1;
+                link.push(Reverse((
+                    free_at[end] + delay_ms * MS,
+                    order,
+                    1 - end,
+                    bytes,
+                )));
+            }
+        }
+    }
+}
+
+#[test]
+fn the_capacity_of_a_path_is_found() {
+    for (mbps, queue_ms, delay_ms) in [(10, 50, 0), (10, 100, 50), (100, 50, 0), (100, 50, 10)] {
+        for direction in [Direction::Upstream, Direction::Downstream] {
+            for algorithm in [Algorithm::B, Algorithm::C] {
+                let found = maximum(direction, algorithm, mbps, queue_ms, delay_ms);
+                let share = found / mbps as f64;
+                assert!(
+                    (0.97..=1.03).contains(&share),
+                    "{found:.2} of {mbps} Mbit/s, queue {queue_ms} ms, delay {delay_ms} ms, \
+                     {direction:?}, {algorithm:?}"
+                );
+            }
+        }
+    }
+}
