@@ -35,9 +35,8 @@ pub(super) trait Hosted {
     fn has_messages(&self) -> bool;
     fn stopping(&mut self, core: &mut Core);
     fn stopped(&mut self);
-    /// Wakes the shards that were posted to.
-    fn ring(&self);
-    fn doorbells(&self) -> u64;
+    /// Wakes the shards that were posted to; how many were woken so far.
+    fn ring(&self) -> u64;
 }
 
 struct Host<P: Protocol> {
@@ -127,10 +126,8 @@ impl<P: Protocol> Hosted for Host<P> {
     fn stopped(&mut self) {
         self.protocol.stopped();
     }
-    fn ring(&self) {
+    fn ring(&self) -> u64 {
         self.mailbox.ring();
-    }
-    fn doorbells(&self) -> u64 {
         self.mailbox.counters().doorbells_rung
     }
 }

@@ -225,9 +225,8 @@ impl Shard {
         self.tell_of_room();
         self.tell_closed();
         self.follow_control();
-        for service in &self.services {
-            service.ring();
-        }
+        let rung = self.services.iter().map(|service| service.ring()).sum();
+        self.core.tables.metrics.shard.doorbells.set(rung);
         Ok(())
     }
 
@@ -258,16 +257,5 @@ impl Shard {
         let core = &mut self.core;
         core.driver
             .wait(&mut core.tables, Wait::Poll, &mut self.events)
-    }
-}
-
-impl Drop for Shard {
-    fn drop(&mut self) {
-        let rung = self
-            .services
-            .iter()
-            .map(|service| service.doorbells())
-            .sum();
-        self.core.tables.metrics.shard.doorbells.set(rung);
     }
 }
