@@ -12,8 +12,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use ringmill_engine::{Controller, QueueBounds, Service};
 use ringmill_protocols::chat::{
-    Chat, Event, Framing, LINE_BYTES_DEFAULT, QUEUE_MESSAGES_DEFAULT, Report, Room, Settings,
-    SlowReader,
+    Chat, Event, Framing, LINE_BYTES_DEFAULT, Message, QUEUE_MESSAGES_DEFAULT, Report, Room,
+    Settings, SlowReader,
 };
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
@@ -91,7 +91,7 @@ pub struct ChatArgs {
     #[arg(long, value_enum, default_value_t)]
     pub slow_reader: SlowReaderArg,
 
-    /// Messages that may wait for one session.
+    /// Messages that may wait for one session; those that arrived at the same moment count as one.
     #[arg(
         long,
         value_name = "N",
@@ -142,7 +142,7 @@ pub struct RunningChat {
     name: String,
     /// Its counters.
     pub room: Arc<Room>,
-    controller: Controller<Arc<[u8]>>,
+    controller: Controller<Message>,
     format: EventsArg,
     events: Receiver<Event>,
     lost: Arc<AtomicU64>,

@@ -88,6 +88,9 @@ pub struct QueueBounds {
 pub struct Dropped {
     /// Payloads.
     pub messages: usize,
+    /// Messages in them, by what [`Fanned::carrying`](crate::Fanned::carrying) was told; one in any
+    /// other payload.
+    pub carried: usize,
     /// Their bytes.
     pub bytes: usize,
 }

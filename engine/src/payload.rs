@@ -39,13 +39,29 @@ pub enum Payload {
 /// Bytes that came from anywhere and go to many streams of one shard. A clone counts within the
 /// shard, so that a thousand sends on two shards do not pass one cache line to and fro.
 #[derive(Debug, Clone)]
-pub struct Fanned(Rc<Arc<[u8]>>);
+pub struct Fanned(Rc<Held>);
+
+#[derive(Debug)]
+struct Held {
+    bytes: Arc<[u8]>,
+    carried: u32,
+}
 
 impl Fanned {
     /// Holds the bytes once for all sends of this shard.
     #[must_use]
     pub fn new(bytes: Arc<[u8]>) -> Self {
-        Self(Rc::new(bytes))
+        Self::carrying(bytes, 1)
+    }
+
+    /// The same of a protocol that has put several messages of its own together: how many,
+    /// [`Dropped`](crate::Dropped) tells when it is dropped.
+    #[must_use]
+    pub fn carrying(bytes: Arc<[u8]>, messages: u32) -> Self {
+        Self(Rc::new(Held {
+            bytes,
+            carried: messages,
+        }))
     }
 }
 
@@ -53,7 +69,7 @@ impl std::ops::Deref for Fanned {
     type Target = [u8];
 
     fn deref(&self) -> &[u8] {
-        &self.0
+        &self.0.bytes
     }
 }
 
@@ -82,6 +98,14 @@ impl Payload {
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.len() == 0
+    }
+
+    /// Messages of the protocol in here.
+    pub(crate) fn carried(&self) -> usize {
+        match self {
+            Self::Fanned { bytes, .. } => bytes.0.carried as usize,
+            _ => 1,
+        }
     }
 
     /// Drops the first `count` bytes.

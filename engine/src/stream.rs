@@ -127,6 +127,7 @@ impl SendQueue {
                 break;
             }
             dropped.messages += 1;
+            dropped.carried += chunk.carried();
             dropped.bytes += chunk.len();
         }
         self.chunks.drain(held..held + dropped.messages);

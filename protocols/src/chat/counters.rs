@@ -18,11 +18,13 @@ counters! {
         messages: counter,
         /// Their bytes.
         message_bytes: counter,
+        /// Bytes copied into memory that all shards and sessions share.
+        stored_bytes: counter,
         /// Messages from the console.
         admin_messages: counter,
         /// Messages from the console that were refused because too many waited.
         admin_refused: counter,
-        /// Messages given to other shards, once to each.
+        /// Messages given to other shards, once to each; those of one turn go together.
         crossed: counter,
         /// Messages that had to wait because another shard had no room for them.
         crossings_delayed: counter,

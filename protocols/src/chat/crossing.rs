@@ -3,7 +3,7 @@
 //!
 //! What a shard has no room for waits in an outbox of its own, and everything later to that shard
 //! behind it, so that order holds. Who sent it is paused until all outboxes are empty; so there is
-//! at most one receive of each session in them.
+//! at most what one turn received of each session in them.
 //!
 //! A mailbox counts messages; here bytes count too. Each receiver publishes how many bytes it has
 //! taken from each sender, in counters that it alone writes. A sender looks at them only when what
@@ -16,14 +16,13 @@ use ringmill_engine::metrics::Counter;
 use ringmill_engine::{Context, Nanos, ShardId};
 
 use super::counters::ChatCounters;
+use super::gathering::Message;
 
 /// Bytes on their way from one shard to another: enough for both to work in batches, and with a
 /// full mailbox of large messages still little beside the send queues.
 pub(super) const CROSSING_BYTES_MAX: u64 = 8 << 20;
 /// How soon a shard that had no room is tried again: a few of its turns.
 pub(super) const RETRY_INTERVAL: Nanos = 200_000;
-
-type Message = Arc<[u8]>;
 
 /// Bytes that each shard has taken from each other one.
 #[derive(Debug)]
@@ -104,19 +103,20 @@ impl Crossing {
         message: &Message,
         counters: &ChatCounters,
     ) {
+        let messages = u64::from(message.messages);
         for to in (0..self.lanes.len() as ShardId).filter(|to| *to != self.own) {
             let lane = &mut self.lanes[usize::from(to)];
             let result = if lane.outbox.is_empty() {
-                lane.post(ctx, &self.taken, (self.own, to), Arc::clone(message))
+                lane.post(ctx, &self.taken, (self.own, to), message.clone())
             } else {
-                Err(Arc::clone(message))
+                Err(message.clone())
             };
             match result {
-                Ok(()) => counters.crossed.add(1),
+                Ok(()) => counters.crossed.add(messages),
                 Err(message) => {
                     lane.outbox.push_back(message);
-                    self.waiting += 1;
-                    counters.crossings_delayed.add(1);
+                    self.waiting += messages as usize;
+                    counters.crossings_delayed.add(messages);
                 }
             }
         }
@@ -131,12 +131,13 @@ impl Crossing {
         for (to, lane) in self.lanes.iter_mut().enumerate() {
             while let Some(message) = lane.outbox.pop_front() {
                 let pair = (self.own, to as ShardId);
+                let messages = message.messages;
                 if let Err(message) = lane.post(ctx, &self.taken, pair, message) {
                     lane.outbox.push_front(message);
                     break;
                 }
-                self.waiting -= 1;
-                counters.crossed.add(1);
+                self.waiting -= messages as usize;
+                counters.crossed.add(u64::from(messages));
             }
         }
         self.waiting == 0
@@ -152,7 +153,7 @@ impl Lane {
         (from, to): (ShardId, ShardId),
         message: Message,
     ) -> Result<(), Message> {
-        let len = message.len() as u64;
+        let len = message.bytes.len() as u64;
         if self.posted_bytes - self.taken_bytes + len > CROSSING_BYTES_MAX {
             self.taken_bytes = taken.get(to, from);
             let under_way = self.posted_bytes - self.taken_bytes;

@@ -5,11 +5,10 @@
 //! disconnected. Nor can many of them take the memory of the others: see
 //! [`Context::send_within`].
 
-use std::sync::Arc;
-
 use ringmill_engine::{Context, Fanned, QueueBounds, Sent, StreamId};
 
 use super::counters::ChatCounters;
+use super::gathering::Message;
 
 /// What happens when the queue of a session is full.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -71,28 +70,29 @@ impl Members {
     /// empties the list.
     pub(super) fn deliver(
         &mut self,
-        ctx: &mut Context<'_, Arc<[u8]>>,
-        message: Arc<[u8]>,
+        ctx: &mut Context<'_, Message>,
+        message: Message,
         bounds: QueueBounds,
         policy: SlowReader,
         counters: &ChatCounters,
     ) -> &mut Vec<StreamId> {
-        let len = message.len();
-        let message = Fanned::new(message);
+        let messages = u64::from(message.messages);
+        let len = message.bytes.len();
+        let message = Fanned::carrying(message.bytes, message.messages);
         let mut queued = 0;
         for &to in &self.streams {
             match ctx.send_within(to, message.clone(), bounds) {
-                Sent::Queued => queued += 1,
+                Sent::Queued => queued += messages,
                 // The engine stops, or tells in a moment that the stream is gone.
                 Sent::Closed => {}
                 Sent::Full => match policy {
                     SlowReader::DropOldest => {
                         let dropped = ctx.drop_oldest(to, len, bounds);
-                        counters.dropped_oldest.add(dropped.messages as u64);
+                        counters.dropped_oldest.add(dropped.carried as u64);
                         if ctx.send_within(to, message.clone(), bounds).is_queued() {
-                            queued += 1;
+                            queued += messages;
                         } else {
-                            counters.dropped_newest.add(1);
+                            counters.dropped_newest.add(messages);
                         }
                     }
                     SlowReader::Disconnect if ctx.queued_messages(to) > 0 => {
@@ -100,7 +100,7 @@ impl Members {
                     }
                     // Or nothing waits for it and the shard is full: that is not its fault.
                     SlowReader::DropNewest | SlowReader::Disconnect => {
-                        counters.dropped_newest.add(1);
+                        counters.dropped_newest.add(messages);
                     }
                 },
             }

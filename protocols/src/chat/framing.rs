@@ -5,6 +5,7 @@
 //! past the bound is thrown away to its end and counted; the session goes on. Nothing of it is
 //! passed on, because half a line would look like a whole one.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 /// How the bytes of a session become messages.
@@ -36,9 +37,9 @@ pub(super) const LEAVE: &[u8] = b"!";
 
 /// What a receive came to.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Cut {
-    /// To be passed on.
-    pub(super) message: Option<Arc<[u8]>>,
+pub(super) struct Cut<'a> {
+    /// To be passed on; borrowed when it is all that arrived.
+    pub(super) message: Option<Cow<'a, [u8]>>,
     /// Lines thrown away.
     pub(super) too_long: u64,
     /// The sender wants to leave; what follows its word is not looked at.
@@ -60,7 +61,7 @@ fn is_leave(line: &[u8]) -> bool {
 
 impl Lines {
     /// Takes what arrived.
-    pub(super) fn take(&mut self, data: &[u8], bytes_max: usize) -> Cut {
+    pub(super) fn take<'a>(&mut self, data: &'a [u8], bytes_max: usize) -> Cut<'a> {
         let lines = || data.split_inclusive(|byte| *byte == b'\n');
         let is_plain = self.partial.is_empty()
             && !self.skipping
@@ -99,13 +100,13 @@ impl Lines {
     }
 
     /// The peer sends no more: what it began is its last line.
-    pub(super) fn end(&mut self) -> Option<Arc<[u8]>> {
+    pub(super) fn end(&mut self) -> Option<Vec<u8>> {
         let mut line = std::mem::take(&mut self.partial);
         if line.is_empty() {
             return None;
         }
         line.push(b'\n');
-        Some(line.into())
+        Some(line)
     }
 }
 

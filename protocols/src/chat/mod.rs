@@ -1,7 +1,7 @@
 //! Chat: every message goes to every session on every shard, its sender included.
 //!
 //! A message is stored once, crosses to each other shard once, and is shared by the send queues
-//! there. A session that sends exactly `!` is closed after its last message. Sessions that read too
+//! there. What a shard receives in one turn is stored, crosses and waits together. A session that sends exactly `!` is closed after its last message. Sessions that read too
 //! slowly meet a policy and delay nobody.
 //!
 //! # Order
@@ -20,13 +20,16 @@ mod crossing;
 mod events;
 mod fanout;
 mod framing;
+mod gathering;
 
+use std::borrow::Cow;
 use std::collections::VecDeque;
 use std::net::SocketAddr;
 use std::sync::{Arc, OnceLock};
 
 use ringmill_engine::{
-    Buffer, CONTROL, Closed, Context, ListenerId, Nanos, Protocol, QueueBounds, ShardId, StreamId,
+    Buffer, CONTROL, Closed, Context, ListenerId, Nanos, Payload, Protocol, QueueBounds, ShardId,
+    StreamId,
 };
 
 pub use self::counters::{ChatCounters, ChatSnapshot};
@@ -36,9 +39,12 @@ use self::fanout::Members;
 pub use self::fanout::SlowReader;
 pub use self::framing::Framing;
 use self::framing::{Cut, LEAVE, Lines};
+use self::gathering::Gathering;
+pub use self::gathering::Message;
 
-/// Messages that may wait for one session unless told otherwise. Each takes 32 bytes beside its
-/// own, so that the smallest of them cost a session no more than 128 KiB.
+/// Messages that may wait for one session unless told otherwise; those that a shard received in one
+/// turn count as one. Each takes 32 bytes beside its own, so that the smallest of them cost a
+/// session no more than 128 KiB.
 pub const QUEUE_MESSAGES_DEFAULT: usize = 4096;
 /// The longest line unless told otherwise.
 pub const LINE_BYTES_DEFAULT: usize = 64 << 10;
@@ -50,6 +56,8 @@ const ADMIN_WAITING_MAX: usize = 1024;
 
 const RETRY: u64 = 0;
 const LINGERING: u64 = 1;
+/// The end of this turn.
+const GATHERED: u64 = 2;
 
 /// How a chat behaves.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -113,6 +121,8 @@ impl Room {
     #[must_use]
     pub fn shard(self: &Arc<Self>, shard: ShardId) -> Chat {
         Chat {
+            gathering: Gathering::default(),
+            is_gathering: false,
             crossing: Crossing::new(shard, self.counters.len() as u16, Arc::clone(&self.taken)),
             room: Arc::clone(self),
             own: usize::from(shard),
@@ -128,10 +138,9 @@ impl Room {
     /// A line from the server's console as the message that sessions get. To be posted to one
     /// shard, always the same; it passes it on.
     #[must_use]
-    pub fn admin_message(&self, text: &[u8]) -> Arc<[u8]> {
-        self.settings
-            .framing
-            .frame(&[b"(admin) ".as_slice(), text].concat())
+    pub fn admin_message(&self, text: &[u8]) -> Message {
+        let framing = self.settings.framing;
+        Message::one(framing.frame(&[b"(admin) ".as_slice(), text].concat()))
     }
 
     /// Counters of each shard.
@@ -178,6 +187,9 @@ pub struct Chat {
     sessions: Vec<Option<Box<Session>>>,
     members: Members,
     joined: u64,
+    gathering: Gathering,
+    /// A timer will end this turn's gathering.
+    is_gathering: bool,
     crossing: Crossing,
     /// Senders that wait until the outboxes are empty.
     paused: Vec<StreamId>,
@@ -195,15 +207,50 @@ impl Chat {
         self.sessions.get_mut(stream.index())?.as_deref_mut()
     }
 
+    /// A message of a session: goes with all others of this turn.
+    fn say(&mut self, ctx: &mut Context<'_, Message>, stream: StreamId, message: Payload) {
+        self.counters().messages.add(1);
+        self.counters().message_bytes.add(message.len() as u64);
+        if !self.gathering.has_room(message.len()) {
+            self.pass_gathered(ctx);
+        }
+        self.gathering.add(stream, message);
+        if !self.is_gathering {
+            self.is_gathering = true;
+            ctx.set_timer(ctx.now(), GATHERED);
+        }
+    }
+
+    /// Passes on what this turn has gathered so far. Before anyone joins or leaves, so that a
+    /// session gets exactly what was said between.
+    fn pass_gathered(&mut self, ctx: &mut Context<'_, Message>) {
+        let Some((message, senders)) = self.gathering.take() else {
+            return;
+        };
+        self.counters().stored_bytes.add(message.bytes.len() as u64);
+        self.pass_on(ctx, message);
+        if self.crossing.waiting() > 0 {
+            for stream in senders {
+                self.pause(ctx, stream);
+            }
+        }
+    }
+
+    fn pause(&mut self, ctx: &mut Context<'_, Message>, stream: StreamId) {
+        self.counters().senders_paused.add(1);
+        ctx.pause(stream);
+        self.paused.push(stream);
+    }
+
     /// A message of this shard: to all the others, and to everyone here.
-    fn say(&mut self, ctx: &mut Context<'_, Arc<[u8]>>, message: Arc<[u8]>) {
+    fn pass_on(&mut self, ctx: &mut Context<'_, Message>, message: Message) {
         self.crossing
             .send(ctx, &message, &self.room.counters[self.own].0);
         self.deliver(ctx, message);
         self.retry_later(ctx);
     }
 
-    fn retry_later(&mut self, ctx: &mut Context<'_, Arc<[u8]>>) {
+    fn retry_later(&mut self, ctx: &mut Context<'_, Message>) {
         let waiting = self.crossing.waiting();
         self.counters().crossings_waiting.set(waiting as u64);
         if waiting > 0 && !self.is_retrying {
@@ -212,7 +259,7 @@ impl Chat {
         }
     }
 
-    fn deliver(&mut self, ctx: &mut Context<'_, Arc<[u8]>>, message: Arc<[u8]>) {
+    fn deliver(&mut self, ctx: &mut Context<'_, Message>, message: Message) {
         let Settings { queue, slow, .. } = self.room.settings;
         let counters = &self.room.counters[self.own].0;
         let too_slow = self.members.deliver(ctx, message, queue, slow, counters);
@@ -237,7 +284,8 @@ impl Chat {
     }
 
     /// Its own word was its last: what is queued goes, and then the end.
-    fn leave(&mut self, ctx: &mut Context<'_, Arc<[u8]>>, stream: StreamId) {
+    fn leave(&mut self, ctx: &mut Context<'_, Message>, stream: StreamId) {
+        self.pass_gathered(ctx);
         if !self.end(stream, Reason::Left) {
             return;
         }
@@ -253,7 +301,7 @@ impl Chat {
 
     /// Closes what has lingered for too long; who still has something to read is given time, and
     /// the engine watches over that.
-    fn end_lingering(&mut self, ctx: &mut Context<'_, Arc<[u8]>>) {
+    fn end_lingering(&mut self, ctx: &mut Context<'_, Message>) {
         let now = ctx.now();
         while let Some(&(stream, deadline)) = self.lingering.front() {
             if deadline > now {
@@ -271,7 +319,7 @@ impl Chat {
 }
 
 impl Protocol for Chat {
-    type Message = Arc<[u8]>;
+    type Message = Message;
 
     fn accepted(
         &mut self,
@@ -280,6 +328,7 @@ impl Protocol for Chat {
         listener: ListenerId,
         peer: Option<SocketAddr>,
     ) {
+        self.pass_gathered(ctx);
         let session = self.joined * u64::from(ctx.shards()) + u64::from(ctx.shard()) + 1;
         self.joined += 1;
         let index = stream.index();
@@ -321,37 +370,38 @@ impl Protocol for Chat {
         let cut = match framing {
             Framing::Line { bytes_max } => session.lines.take(&data, bytes_max),
             Framing::Read => Cut {
-                message: Some(Arc::from(&data[..])),
+                message: Some(Cow::Borrowed(&data[..])),
                 too_long: 0,
                 leaves: data[..] == *LEAVE,
             },
         };
-        // What it holds goes back to the pool before the fan-out takes its time.
-        drop(data);
-        self.counters().lines_too_long.add(cut.too_long);
-        if let Some(message) = cut.message {
-            self.counters().messages.add(1);
-            self.counters().message_bytes.add(message.len() as u64);
-            self.say(ctx, message);
+        let Cut {
+            too_long, leaves, ..
+        } = cut;
+        let message = match cut.message {
+            Some(Cow::Borrowed(_)) => Some(Payload::from(data)),
+            Some(Cow::Owned(bytes)) => Some(Payload::Owned { bytes, start: 0 }),
+            None => None,
+        };
+        self.counters().lines_too_long.add(too_long);
+        if let Some(message) = message {
+            self.say(ctx, stream, message);
         }
-        if cut.leaves {
+        if leaves {
             self.leave(ctx, stream);
         } else if self.crossing.waiting() > 0 {
-            self.counters().senders_paused.add(1);
-            ctx.pause(stream);
-            self.paused.push(stream);
+            self.pause(ctx, stream);
         }
     }
 
     fn ended(&mut self, ctx: &mut Context<'_, Self::Message>, stream: StreamId) {
         if let Some(session) = self.session(stream)
             && session.over.is_none()
-            && let Some(message) = session.lines.end()
+            && let Some(bytes) = session.lines.end()
         {
-            self.counters().messages.add(1);
-            self.counters().message_bytes.add(message.len() as u64);
-            self.say(ctx, message);
+            self.say(ctx, stream, Payload::Owned { bytes, start: 0 });
         }
+        self.pass_gathered(ctx);
         self.end(stream, Reason::ClosedByPeer);
         ctx.close(stream);
     }
@@ -368,9 +418,17 @@ impl Protocol for Chat {
     }
 
     fn timer(&mut self, ctx: &mut Context<'_, Self::Message>, token: u64) {
-        if token == LINGERING {
-            self.end_lingering(ctx);
-            return;
+        match token {
+            GATHERED => {
+                self.is_gathering = false;
+                self.pass_gathered(ctx);
+                return;
+            }
+            LINGERING => {
+                self.end_lingering(ctx);
+                return;
+            }
+            _ => {}
         }
         self.is_retrying = false;
         if self.crossing.retry(ctx, &self.room.counters[self.own].0) {
@@ -382,7 +440,9 @@ impl Protocol for Chat {
     }
 
     fn stopped(&mut self) {
-        let lost = self.crossing.waiting() as u64;
+        let unsaid = self.gathering.take();
+        let unsaid = unsaid.map_or(0, |(message, _)| message.messages as usize);
+        let lost = (self.crossing.waiting() + unsaid) as u64;
         self.counters().crossings_lost.add(lost);
         self.counters().crossings_waiting.set(0);
     }
@@ -395,11 +455,12 @@ impl Protocol for Chat {
     ) {
         if from != CONTROL {
             let own = ctx.shard();
-            self.room.taken.add(own, from, message.len());
+            self.room.taken.add(own, from, message.bytes.len());
             self.deliver(ctx, message);
         } else if self.crossing.waiting() < ADMIN_WAITING_MAX {
             self.counters().admin_messages.add(1);
-            self.say(ctx, message);
+            self.pass_gathered(ctx);
+            self.pass_on(ctx, message);
         } else {
             self.counters().admin_refused.add(1);
         }
