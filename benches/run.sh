@@ -6,12 +6,12 @@ set -eu
 cd "$(dirname "$0")"
 cargo=${CARGO:-cargo}
 
-$cargo build --release --locked -p ringmill-bench -p peer-bare -p peer-udp-relay -p peer-multicast-tokio
+$cargo build --release --locked -p ringmill-bench -p peer-bare -p peer-udp-relay -p chat-load
 # One by one: a runtime that does not build here is left out of the tables,
 # with the reason, and the others are measured.
-for peer in tokio monoio compio glommio; do
-    $cargo build --release --locked -p "peer-echo-$peer" ||
-        echo "peer-echo-$peer does not build here: it will be missing from the results" >&2
+for peer in echo-tokio echo-monoio echo-compio echo-glommio chat-tokio chat-monoio multicast-tokio; do
+    $cargo build --release --locked -p "peer-$peer" ||
+        echo "peer-$peer does not build here: it will be missing from the results" >&2
 done
 for tool in taskset stdbuf iperf3 sockperf; do
     command -v "$tool" >/dev/null ||

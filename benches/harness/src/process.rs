@@ -98,6 +98,11 @@ impl Running {
         })
     }
 
+    /// Its command, as a reader would type it.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
     /// Its process id: taskset becomes the program, so it is the program's.
     pub(crate) fn pid(&self) -> u32 {
         self.child.id()

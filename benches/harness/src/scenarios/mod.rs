@@ -6,6 +6,9 @@ use crate::report::Outcome;
 use crate::rounds::{Candidate, Run};
 use crate::setup::Setup;
 
+mod chat;
+mod chat_run;
+mod chat_slow_readers;
 mod cross_shard;
 mod idle_memory;
 mod latency_busy_poll;
@@ -26,7 +29,7 @@ pub(crate) type Scenario = (
 );
 
 /// Every scenario, in the order of a whole run.
-pub(crate) const ALL: [Scenario; 11] = [
+pub(crate) const ALL: [Scenario; 13] = [
     (
         "tcp-echo",
         "32-byte echo over TCP against four runtimes",
@@ -72,6 +75,16 @@ pub(crate) const ALL: [Scenario; 11] = [
         "nat-entries",
         "memory of a NAT's entries, a million created and dropped",
         nat_entries::run,
+    ),
+    (
+        "chat",
+        "a message to 1,000 members, against two runtimes",
+        chat::run,
+    ),
+    (
+        "chat-slow-readers",
+        "a tenth of the members never read",
+        chat_slow_readers::run,
     ),
     (
         "verify-soak",

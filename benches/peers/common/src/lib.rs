@@ -16,6 +16,15 @@ pub const STREAM_BUFFER_BYTES: usize = 4096;
 /// The largest UDP payload.
 pub const DATAGRAM_BUFFER_BYTES: usize = 65_535;
 
+/// What a chat says to who joins; `ringmill serve chat` says the same.
+pub const CHAT_GREETING: &[u8] = b"Hello from TCP chat! Send a message, or '!' to disconnect.";
+
+/// The word that ends a session of a chat.
+pub const CHAT_LEAVE: &[u8] = b"!";
+
+/// Messages that may wait for one member of a chat: as many as ringmill's default.
+pub const CHAT_QUEUE_MESSAGES: usize = 4096;
+
 /// 10,000 connections arrive at once; the kernel caps this by
 /// `net.core.somaxconn` (4096 by default).
 const LISTEN_BACKLOG: i32 = 4096;
@@ -66,6 +75,46 @@ pub fn start(name: &str) -> anyhow::Result<EchoFlags> {
     Ok(flags)
 }
 
+/// The flags of a chat peer.
+#[derive(Debug, Clone)]
+pub struct ChatFlags {
+    /// Where to listen; port 0 lets the kernel choose.
+    pub listen: SocketAddr,
+    /// The CPUs to run on, one thread each.
+    pub cpus: Vec<usize>,
+}
+
+/// Reads `--listen ADDR:PORT --cpus N,N` and lifts the process's file limit to
+/// the hard limit. Pinning is left to the peer, thread by thread.
+///
+/// # Errors
+/// An unknown or incomplete flag.
+pub fn start_chat(name: &str) -> anyhow::Result<ChatFlags> {
+    let usage = format!("usage: {name} --listen ADDR:PORT --cpus N,N");
+    let (mut listen, mut cpus) = (None, Vec::new());
+    let mut args = std::env::args().skip(1);
+    while let Some(flag) = args.next() {
+        let value = args
+            .next()
+            .with_context(|| format!("{flag}: value missing; {usage}"))?;
+        match flag.as_str() {
+            "--listen" => listen = Some(value.parse().context("--listen wants ADDR:PORT")?),
+            "--cpus" => {
+                for cpu in value.split(',') {
+                    cpus.push(cpu.parse().context("--cpus wants numbers and commas")?);
+                }
+            }
+            other => bail!("unknown flag {other}; {usage}"),
+        }
+    }
+    if cpus.is_empty() {
+        bail!("no CPU to run on; {usage}");
+    }
+    lift_file_limit();
+    let listen = listen.context(usage)?;
+    Ok(ChatFlags { listen, cpus })
+}
+
 /// Pins the calling thread, and those that it starts later, to one CPU.
 ///
 /// # Errors
@@ -92,7 +141,7 @@ pub fn pin(cpu: usize) -> anyhow::Result<()> {
 
 /// Soft file limit up to the hard one; 10,000 connections need it where the
 /// soft limit is 1024. Failing here shows later as EMFILE, so it is no error.
-fn lift_file_limit() {
+pub fn lift_file_limit() {
     let mut limit = libc::rlimit {
         rlim_cur: 0,
         rlim_max: 0,
@@ -113,12 +162,26 @@ fn lift_file_limit() {
 /// # Errors
 /// The address cannot be bound.
 pub fn tcp_listener(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    listener(listen, false)
+}
+
+/// The same, one of several at one address, among which the kernel spreads the
+/// connections.
+///
+/// # Errors
+/// The address cannot be bound.
+pub fn shared_tcp_listener(listen: SocketAddr) -> anyhow::Result<TcpListener> {
+    listener(listen, true)
+}
+
+fn listener(listen: SocketAddr, is_shared: bool) -> anyhow::Result<TcpListener> {
     let socket = Socket::new(
         Domain::for_address(listen),
         Type::STREAM,
         Some(Protocol::TCP),
     )?;
     socket.set_reuse_address(true)?;
+    socket.set_reuse_port(is_shared)?;
     socket.set_tcp_nodelay(true)?;
     socket
         .bind(&listen.into())
