@@ -183,7 +183,7 @@ pub(crate) struct Streams {
     #[allow(clippy::vec_box)]
     spare_queues: Vec<Box<SendQueue>>,
     /// Streams with something to send this turn.
-    pub(crate) dirty: Vec<u32>,
+    pub(crate) dirty: VecDeque<u32>,
     /// Bytes in all send queues of the shard, streams and sockets.
     pub(crate) queued_bytes: usize,
     /// Payloads in the send queues of the shard's streams.
@@ -199,7 +199,7 @@ impl Streams {
             free: Vec::new(),
             live: 0,
             spare_queues: Vec::new(),
-            dirty: Vec::new(),
+            dirty: VecDeque::new(),
             queued_bytes: 0,
             queued_messages: 0,
             waiting: Vec::new(),
@@ -338,7 +338,7 @@ impl Streams {
         self.queued_bytes += len;
         if !stream.dirty && !queue.in_flight {
             stream.dirty = true;
-            self.dirty.push(index);
+            self.dirty.push_back(index);
         }
         true
     }
@@ -400,7 +400,7 @@ impl Streams {
         let stream = &mut self.blocks[index as usize / BLOCK][index as usize % BLOCK];
         if !stream.dirty {
             stream.dirty = true;
-            self.dirty.push(index);
+            self.dirty.push_back(index);
         }
     }
 

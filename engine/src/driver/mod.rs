@@ -275,20 +275,21 @@ impl Tables {
         progress.empty
     }
 
-    /// Calls `send` for every stream that has something to send.
+    /// Calls `send` for streams that have something to send, in the order in which they got it, but
+    /// for at most [`STREAMS_PER_FLUSH_MAX`].
     #[inline]
     pub(crate) fn flush_streams(&mut self, mut send: impl FnMut(&mut Self, u32)) {
-        let mut dirty = std::mem::take(&mut self.streams.dirty);
-        for index in dirty.drain(..) {
+        let count = self.streams.dirty.len().min(STREAMS_PER_FLUSH_MAX);
+        for _ in 0..count {
+            let Some(index) = self.streams.dirty.pop_front() else {
+                return;
+            };
             let stream = self.streams.at(index);
             stream.dirty = false;
             if matches!(stream.state, State::Open | State::Draining) {
                 send(self, index);
             }
         }
-        debug_assert!(self.streams.dirty.is_empty(), "a send queues nothing");
-        // Keeps its capacity.
-        self.streams.dirty = dirty;
     }
 
     /// Calls `send` for every datagram socket that has something to send and is not waiting for
@@ -409,13 +410,19 @@ pub(crate) enum Wait {
     Forever,
 }
 
+/// Streams sent to before the driver looks for events again. What arrives while many are sent to, as in
+/// a chat, joins what has not left yet, and nobody waits for a thousand sends; far fewer would make the
+/// system calls cost.
+pub(crate) const STREAMS_PER_FLUSH_MAX: usize = 128;
+
 /// One shard's kernel. All calls come from the shard's own thread.
 ///
 /// Contract:
 /// - Streams are created in the table by the driver (accept, adopt) or by [`Driver::connect`], and
 ///   removed from it by the driver when the last request of a closed stream has ended.
 /// - `tables.streams.dirty` and `tables.sockets.dirty` list what has something to send; `wait`
-///   sends it first. For each, clear the `dirty` flag and the list. Every byte accepted by the
+///   sends it first, to so many streams as [`Tables::flush_streams`] says: the shard does not let
+///   it sleep while there are more. For each, clear the `dirty` flag and the list. Every byte accepted by the
 ///   kernel goes through [`Tables::stream_sent`]. What the kernel did not take stays queued,
 ///   unpinned ([`crate::stream::Streams::unpin`]), and goes on when there is room, in order.
 /// - A stream that fails is reported once by [`Event::Failed`]; nothing is reported for a stream

@@ -23,7 +23,9 @@ use self::hosted::{Hosted, MESSAGES_PER_TURN_MAX};
 use self::lifecycle::Held;
 use self::timers::{ENGINE, SWEEP, SWEEP_INTERVAL};
 use crate::control::{ControlState, Stop};
-use crate::driver::{BoundDatagramSocket, BoundListener, Driver, Event, Tables, Wait};
+use crate::driver::{
+    BoundDatagramSocket, BoundListener, Driver, Event, STREAMS_PER_FLUSH_MAX, Tables, Wait,
+};
 use crate::ids::{ServiceId, ShardId, StreamId};
 use crate::limits::Limits;
 use crate::mailbox::ShardBell;
@@ -237,7 +239,8 @@ impl Shard {
     fn wait(&mut self) -> io::Result<()> {
         let busy_poll = from_duration(self.core.tables.limits.busy_poll);
         let spinning = busy_poll > 0 && self.core.now.saturating_sub(self.quiet_since) < busy_poll;
-        if self.work_left || spinning {
+        let flush_left = self.core.tables.streams.dirty.len() > STREAMS_PER_FLUSH_MAX;
+        if self.work_left || flush_left || spinning {
             return self.poll();
         }
         self.bell().prepare_sleep();
