@@ -27,9 +27,9 @@ const BLOCK_BYTES_MAX: usize = 64 << 10;
 const BLOCKS_SPARE_MAX: usize = 32;
 /// Blocks written in one turn as fast as possible, before the kernel is asked again.
 const BLOCKS_PER_TURN: usize = 4;
-/// How long a full queue may hold up the others, as fast as possible. A reader that is merely slower
-/// frees half of its queue in that time at 50 MB/s.
-pub const PATIENCE: Nanos = 10_000_000;
+/// How long a full queue may hold up the others, as fast as possible. A reader that is merely slower,
+/// or was not scheduled for a while, frees half of its queue in that time at 5 MB/s.
+pub const PATIENCE: Nanos = 100_000_000;
 
 const GO_ON: u64 = 0;
 const LEAVE_BEHIND: u64 = 1;
