@@ -38,6 +38,12 @@ impl Line {
         self
     }
 
+    /// Adds another command, to be run by this one.
+    pub(crate) fn joined(mut self, command: &Line) -> Line {
+        self.0.extend(command.0.iter().cloned());
+        self
+    }
+
     /// The command as a reader would type it: programs without their folder.
     pub(crate) fn shown(&self) -> String {
         let program = self.0[0].rsplit('/').next().unwrap_or_default();

@@ -38,6 +38,9 @@ pub(crate) struct Setup {
     /// target/release of this or the upper folder.
     #[arg(long)]
     ringmill: Option<PathBuf>,
+    /// The OB-UDPST program to compare the capacity test with; without it, ringmill alone.
+    #[arg(long)]
+    pub(crate) udpst: Option<PathBuf>,
     /// Folder for the results; default: `results` of the benches.
     #[arg(long)]
     results: Option<PathBuf>,

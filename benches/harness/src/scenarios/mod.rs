@@ -6,6 +6,7 @@ use crate::report::Outcome;
 use crate::rounds::{Candidate, Run};
 use crate::setup::Setup;
 
+mod capacity;
 mod chat;
 mod chat_run;
 mod chat_slow_readers;
@@ -29,7 +30,7 @@ pub(crate) type Scenario = (
 );
 
 /// Every scenario, in the order of a whole run.
-pub(crate) const ALL: [Scenario; 13] = [
+pub(crate) const ALL: [Scenario; 14] = [
     (
         "tcp-echo",
         "32-byte echo over TCP against four runtimes",
@@ -69,6 +70,11 @@ pub(crate) const ALL: [Scenario; 13] = [
         "nat-forward",
         "datagrams through a NAT against two relays",
         nat_forward::run,
+    ),
+    (
+        "capacity",
+        "the UDP capacity test: exact rates, highest rates, many tests at once",
+        capacity::run,
     ),
     ("nat-delay", "how exactly a NAT delays", nat_delay::run),
     (
