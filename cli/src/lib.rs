@@ -4,6 +4,7 @@
 
 pub mod args;
 pub mod as_text;
+pub mod capacity;
 pub mod chat;
 pub mod commands;
 pub mod config;

@@ -10,6 +10,7 @@ pub mod admission;
 pub mod auth;
 pub mod batch;
 pub mod burst;
+pub mod client;
 pub mod connection;
 pub mod event;
 pub mod intervals;

@@ -1,0 +1,8 @@
+//! The control thread's half of the capacity test: what is neither on a shard nor on the screen.
+//!
+//! Nothing here knows how a result is printed: both front ends (`ringmill capacity`, `ringmill
+//! udpst`) are told by [`FrontEnd`] and print what they like.
+
+pub mod session;
+
+pub use session::{FrontEnd, Outcome, RecordingPlan, Said, Server, TestOutcome, TestPlan, Verdict};
