@@ -25,6 +25,7 @@ pub mod sequence;
 pub mod setup;
 pub mod summary;
 pub mod time;
+pub mod transmit;
 
 use ringmill_engine::time::Nanos;
 
