@@ -315,6 +315,30 @@ impl<M: Send + 'static> Context<'_, M> {
         Sent::Queued
     }
 
+    /// Sets the differentiated services code point (0 to 63, RFC 2474) of all that a socket sends;
+    /// the ECN bits beside it are each [`Transmit`]'s own.
+    pub fn set_socket_dscp(&mut self, socket: SocketId, dscp: u8) {
+        if let Some(entry) = self.core.tables.sockets.get(socket) {
+            entry.dscp = dscp & 0x3f;
+        }
+    }
+
+    /// Whether equal datagrams leave a socket as one send. `false` once its path has refused that,
+    /// as when a datagram is larger than the path's MTU: each is then sent by itself, and may be
+    /// fragmented.
+    #[must_use]
+    pub fn is_segmented(&mut self, socket: SocketId) -> bool {
+        let entry = self.core.tables.sockets.get(socket);
+        entry.is_some_and(|entry| !entry.no_gso)
+    }
+
+    /// Has each datagram of a socket sent by itself, or equal ones as one send again.
+    pub fn set_segmented(&mut self, socket: SocketId, on: bool) {
+        if let Some(entry) = self.core.tables.sockets.get(socket) {
+            entry.no_gso = !on;
+        }
+    }
+
     /// Stops or starts receiving on a datagram socket.
     pub fn set_socket_reading(&mut self, socket: SocketId, on: bool) {
         let Some(entry) = self.core.tables.sockets.get(socket) else {
@@ -360,10 +384,13 @@ impl<M: Send + 'static> Context<'_, M> {
         self.core.driver.segments_max(stride)
     }
 
-    /// A pooled buffer of 64 KiB to fill in place and send, or `None` while all are in use.
+    /// A pooled buffer of 64 KiB to fill in place and send, or `None` while all are in use. It has
+    /// the bytes of its last use; see [`BufferMut::mark`].
     #[must_use]
     pub fn fill(&mut self) -> Option<BufferMut> {
-        self.core.driver.fill()
+        let mut buffer = self.core.driver.fill()?;
+        buffer.claim(self.service);
+        Some(buffer)
     }
 
     // ---- time ----------------------------------------------------------------------------

@@ -135,6 +135,8 @@ pub(crate) struct Socket {
     pub(crate) driver: u8,
     /// The socket refused segmentation offload once: send one by one from then on.
     pub(crate) no_gso: bool,
+    /// Differentiated services code point of all that it sends.
+    pub(crate) dscp: u8,
     pub(crate) ipv6: bool,
     /// The listening endpoint of the service, for sockets that the engine bound.
     pub(crate) endpoint: Option<u16>,
@@ -184,6 +186,7 @@ impl Sockets {
             outstanding: 0,
             driver: 0,
             no_gso: false,
+            dscp: 0,
             ipv6: local.is_ipv6(),
             endpoint: None,
             local,

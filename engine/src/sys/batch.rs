@@ -10,7 +10,7 @@ use super::buffer::Pool;
 use super::io::retry;
 use super::message::{self, CONTROL_LEN, Control, NAME_LEN, Name};
 use crate::Buffer;
-use crate::datagram::{Datagram, Ecn};
+use crate::datagram::Datagram;
 
 /// Messages taken in one receive: with GRO each may be 64 KiB, and no more than a megabyte stays
 /// in a core's cache (the copy out of the kernel is four fifths of the cost).
@@ -214,8 +214,8 @@ pub(crate) struct Outgoing<P> {
     pub(crate) peer: Option<SocketAddr>,
     /// The address to send from, when it must be a certain one.
     pub(crate) source: Option<IpAddr>,
-    /// ECN bits to set.
-    pub(crate) ecn: Ecn,
+    /// The traffic class octet: code point and ECN bits.
+    pub(crate) class: u8,
     /// Where the kernel cuts the bytes into datagrams (GSO); `None` for one datagram.
     pub(crate) segment: Option<u16>,
     /// The bytes, in pieces that follow each other.
@@ -278,7 +278,7 @@ impl SendBatch {
                 }
                 None => (std::ptr::null_mut(), 0),
             };
-            self.controls[slot].set(message.segment, message.source, message.ecn, ipv6);
+            self.controls[slot].set(message.segment, message.source, message.class, ipv6);
             let control = self.controls[slot].as_slice();
             header.msg_controllen = control.len();
             header.msg_control = match control.is_empty() {
@@ -323,7 +323,7 @@ mod tests {
         let messages = texts.iter().map(|bytes| Outgoing {
             peer: Some(to),
             source: None,
-            ecn: 0,
+            class: 0,
             segment: None,
             pieces: std::iter::once(&bytes[..]),
         });

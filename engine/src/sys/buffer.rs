@@ -75,7 +75,17 @@ struct PoolInner {
     buffer_len: usize,
     /// Outstanding slices of each buffer, plus one while the kernel may still write to it.
     refs: Box<[Cell<u32>]>,
+    /// What who filled a buffer last has noted about it. None for memory of its own.
+    notes: Box<[Cell<Note>]>,
     free: RefCell<Vec<u32>>,
+}
+
+/// See [`BufferMut::mark`].
+#[derive(Clone, Copy, Default)]
+struct Note {
+    /// The service, and one more; 0 for nobody.
+    owner: u32,
+    mark: u64,
 }
 
 /// A pool of equal buffers that belongs to one shard.
@@ -91,6 +101,7 @@ impl Pool {
             memory: Memory::Map(Region::map(count as usize * buffer_len)?),
             buffer_len,
             refs: vec![Cell::new(0); count as usize].into_boxed_slice(),
+            notes: vec![Cell::default(); count as usize].into_boxed_slice(),
             free: RefCell::new((0..count).rev().collect()),
         })))
     }
@@ -195,6 +206,7 @@ impl Buffer {
             memory: Memory::Own(memory),
             buffer_len: bytes.len(),
             refs: Box::new([Cell::new(1)]),
+            notes: Box::default(),
             free: RefCell::new(Vec::new()),
         };
         Self {
@@ -307,6 +319,32 @@ impl fmt::Debug for Buffer {
 pub struct BufferMut(Buffer);
 
 impl BufferMut {
+    /// What this service noted when it last filled the same memory, whose bytes are still there; 0
+    /// when another had it since, or nobody before. So what stays the same from send to send is
+    /// written once.
+    #[inline]
+    #[must_use]
+    pub fn mark(&self) -> u64 {
+        self.0.pool.notes[self.0.index as usize].get().mark
+    }
+
+    /// Notes something for the next fill of the same memory by this service.
+    #[inline]
+    pub fn set_mark(&mut self, mark: u64) {
+        let note = &self.0.pool.notes[self.0.index as usize];
+        note.set(Note { mark, ..note.get() });
+    }
+
+    /// The buffer is now this service's to fill: a note of another is gone.
+    #[inline]
+    pub(crate) fn claim(&mut self, service: crate::ServiceId) {
+        let note = &self.0.pool.notes[self.0.index as usize];
+        let owner = u32::from(service) + 1;
+        if note.get().owner != owner {
+            note.set(Note { owner, mark: 0 });
+        }
+    }
+
     /// The first `len` bytes as a buffer that can be sent.
     ///
     /// # Panics
@@ -390,5 +428,17 @@ mod tests {
         buffer.as_mut().unwrap()[0] = b'z';
         assert_eq!(&buffer[..], b"zbcd");
         assert!(pool.fill().is_none());
+    }
+
+    #[test]
+    fn a_mark_stays_with_its_memory_and_its_service() {
+        let pool = Pool::new(1, 8).unwrap();
+        for (service, found) in [(0, 0), (0, 7), (1, 0), (1, 7), (0, 0)] {
+            let mut filled = pool.fill().unwrap();
+            filled.claim(service);
+            assert_eq!(filled.mark(), found, "service {service}");
+            filled.set_mark(7);
+            drop(filled.freeze(4));
+        }
     }
 }

@@ -73,6 +73,11 @@ pub(crate) fn parse_control(mut control: &[u8]) -> Received {
     received
 }
 
+/// The traffic class octet of the IP header: code point and ECN bits (RFC 2474 §3, RFC 3168 §5).
+pub(crate) const fn traffic_class(dscp: u8, ecn: Ecn) -> u8 {
+    dscp << 2 | ecn & 3
+}
+
 /// Control messages for a send, in memory that the kernel can read.
 #[repr(C, align(8))]
 #[derive(Clone, Copy)]
@@ -90,12 +95,12 @@ impl Control {
     }
 
     /// Begins anew: the segment size when the send carries several datagrams, the source address
-    /// when it must be a certain one, ECN bits when set.
+    /// when it must be a certain one, the traffic class (DSCP and ECN) when set.
     pub(crate) fn set(
         &mut self,
         segment: Option<u16>,
         source: Option<IpAddr>,
-        ecn: Ecn,
+        class: u8,
         ipv6: bool,
     ) {
         self.len = 0;
@@ -119,8 +124,8 @@ impl Control {
             }
             _ => {}
         }
-        if ecn != 0 {
-            let class = i32::from(ecn & 3).to_ne_bytes();
+        if class != 0 {
+            let class = i32::from(class).to_ne_bytes();
             if ipv6 {
                 self.push(libc::IPPROTO_IPV6, libc::IPV6_TCLASS, &class);
             } else {

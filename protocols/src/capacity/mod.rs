@@ -22,6 +22,7 @@ pub mod rates;
 pub mod receiver;
 pub mod sender;
 pub mod sequence;
+pub mod server;
 pub mod setup;
 pub mod summary;
 pub mod time;

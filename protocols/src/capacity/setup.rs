@@ -203,6 +203,12 @@ const fn direction(request: &Setup) -> Direction {
 }
 
 impl Examined {
+    /// Whether the request is signed with a key of this server, at the right time.
+    #[must_use]
+    pub const fn is_authenticated(&self) -> bool {
+        self.authenticated
+    }
+
     /// Accepts: writes the response, which names the port of the test, and returns its length and
     /// what is known of the connection.
     ///

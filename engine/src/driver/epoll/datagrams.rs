@@ -11,7 +11,7 @@ use crate::datagram::{Transmit, gathered, segments};
 use crate::driver::{Event, Tables, segments_that_fit};
 use crate::ids::{ServiceId, SocketId};
 use crate::sys::batch::{Outgoing, ReceiveBatch, SEND_BATCH, SEND_PIECES_MAX, SendBatch};
-use crate::sys::socket;
+use crate::sys::{message, socket};
 
 /// Batches taken from one datagram socket before the others have their turn.
 const SOCKET_TURN_BATCHES: usize = 4;
@@ -153,7 +153,7 @@ impl Epoll {
             if datagrams.parts.is_empty() {
                 return;
             }
-            let queue = &socket.queue;
+            let (queue, dscp) = (&socket.queue, socket.dscp);
             let messages = datagrams.parts.iter().map(|part| {
                 let transmit = &queue[part.transmit];
                 let all = queue.range(part.transmit..part.transmit + part.gathered);
@@ -164,7 +164,7 @@ impl Epoll {
                 Outgoing {
                     peer: transmit.peer,
                     source: transmit.source,
-                    ecn: transmit.ecn,
+                    class: message::traffic_class(dscp, transmit.ecn),
                     segment: (part.datagrams > 1).then_some(transmit.stride),
                     pieces,
                 }

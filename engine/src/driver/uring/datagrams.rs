@@ -282,7 +282,7 @@ impl Uring {
         memory.control.set(
             segmented.then_some(transmit.stride),
             transmit.source,
-            transmit.ecn,
+            message::traffic_class(socket.dscp, transmit.ecn),
             socket.ipv6,
         );
         let control = memory.control.as_slice();
