@@ -3,6 +3,12 @@
 //! Nothing here knows how a result is printed: both front ends (`ringmill capacity`, `ringmill
 //! udpst`) are told by [`FrontEnd`] and print what they like.
 
+pub mod interface;
+pub mod recording;
+pub mod servers;
 pub mod session;
 
-pub use session::{FrontEnd, Outcome, RecordingPlan, Said, Server, TestOutcome, TestPlan, Verdict};
+pub use session::{
+    ConnectionOutcome, FrontEnd, Outcome, RecordingName, RecordingPlan, Said, Server, TestOutcome,
+    TestPlan, Verdict,
+};

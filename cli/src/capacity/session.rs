@@ -1,13 +1,32 @@
 //! A run of one test or of several at once: engine, shards, gathering, the decision to end.
 
 use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, sync_channel};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use anyhow::{Context as _, Result, bail};
+use ringmill_engine::time::monotonic_now;
+use ringmill_engine::{Controller, Limits, Service};
 use ringmill_protocols::capacity::client::{
-    Activated, ClientEvent, ClientSettings, Ended, Failure,
+    Activated, Client, ClientEvent, ClientSettings, Command, Ended, Failure, Happened, Outlet,
 };
-use ringmill_protocols::capacity::intervals::Interval;
-use ringmill_protocols::capacity::summary::Results;
-use ringmill_protocols::capacity::time::WallTime;
+use ringmill_protocols::capacity::intervals::{InterfaceRate, Interval};
+use ringmill_protocols::capacity::summary::{Gatherer, Results};
+use ringmill_protocols::capacity::time::{Instants, WallTime};
+
+use super::interface::Interface;
+use super::recording::Recorder;
+use crate::args::{EngineArgs, ShardsArg};
+use crate::launch;
+
+/// Events that wait for the control thread, which takes all of them every 10 ms: 24 connections at
+/// the shortest trial interval make some 50 in that time.
+const EVENTS_MAX: usize = 4096;
+/// How often the control thread looks.
+const LOOK_INTERVAL: Duration = Duration::from_millis(10);
+/// How long connections may take to say that they have ended after they were told to.
+const END_PATIENCE: Duration = Duration::from_secs(2);
 
 /// A server as it was named, and where that is.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -137,4 +156,315 @@ pub struct TestOutcome {
 pub struct Outcome {
     /// Of every test, in the order of the plans.
     pub tests: Vec<TestOutcome>,
+}
+
+/// Both clocks, now.
+#[must_use]
+pub fn instants_now() -> Instants {
+    let wall = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
+    Instants {
+        now: monotonic_now(),
+        wall: WallTime::from_unix_nanos(u64::try_from(wall.as_nanos()).unwrap_or(u64::MAX)),
+    }
+}
+
+/// A random number for [`ClientSettings::ident`] and [`ClientSettings::seed`].
+#[must_use]
+pub fn random() -> u64 {
+    use std::hash::{BuildHasher as _, RandomState};
+    RandomState::new().hash_one(monotonic_now())
+}
+
+/// Runs tests, all at once, until all have ended, or `interrupted` says that the user wants that.
+///
+/// # Errors
+/// The engine does not start or fails, an interface is not there, a recording cannot be written.
+pub fn run(
+    plans: &[TestPlan],
+    engine: &EngineArgs,
+    interrupted: &dyn Fn() -> bool,
+    front: &mut dyn FrontEnd,
+) -> Result<Outcome> {
+    let widest = plans.iter().map(|plan| plan.settings.connections).max();
+    let connections = usize::from(widest.unwrap_or(1)).max(1);
+    let mut engine_args = engine.clone();
+    let mut placement = launch::place(engine, None, false)?;
+    if engine.shards == ShardsArg::Auto && placement.plan.shards.len() > connections {
+        engine_args.placement.shards = ShardsArg::Count(connections as u16);
+        placement = launch::place(&engine_args, None, false)?;
+    }
+    let shards = placement.plan.shards.len() as u16;
+    let mut builder = launch::builder(&engine_args, Limits::default(), &placement);
+    let mut tests = Vec::new();
+    for plan in plans {
+        let (test, service) = Test::new(plan, shards)?;
+        builder = builder.service(service);
+        tests.push(test);
+    }
+    let mut engine = builder.start()?;
+    if let Some(note) = engine.driver_note() {
+        front.said(&Said::Note(note));
+    }
+    if let Some(note) = &placement.note {
+        front.said(&Said::Note(note));
+    }
+    let mut end_told: Option<Instant> = None;
+    loop {
+        for (index, test) in tests.iter_mut().enumerate() {
+            test.look(index, front)?;
+        }
+        if interrupted() && end_told.is_none() {
+            end_told = Some(Instant::now());
+            for test in &mut tests {
+                test.interrupted = true;
+                test.end(shards);
+            }
+        }
+        for test in &mut tests {
+            if test.too_few && !std::mem::replace(&mut test.told_to_end, true) {
+                test.end(shards);
+            }
+        }
+        if tests.iter().all(Test::is_over) {
+            break;
+        }
+        if end_told.is_some_and(|told| told.elapsed() > END_PATIENCE) {
+            break;
+        }
+        if engine.has_ended() {
+            engine.join()?;
+            bail!("the engine ended before the test did");
+        }
+        std::thread::park_timeout(LOOK_INTERVAL);
+    }
+    engine.stop();
+    engine.join()?;
+    drop(engine);
+    let mut outcomes = Vec::new();
+    for (index, mut test) in tests.into_iter().enumerate() {
+        test.look(index, front)?;
+        outcomes.push(test.finish(index, front)?);
+    }
+    Ok(Outcome { tests: outcomes })
+}
+
+/// A test that runs, on the control thread.
+struct Test<'a> {
+    plan: &'a TestPlan,
+    ipv6: bool,
+    events: Receiver<ClientEvent>,
+    controller: Controller<Command>,
+    outlet: Arc<Outlet>,
+    recorder: Option<Recorder>,
+    interface: Option<Interface>,
+    interface_rate: Option<InterfaceRate>,
+    gathering: u32,
+    gatherer: Gatherer,
+    results: Results,
+    intervals: Vec<(Interval, WallTime)>,
+    connections: Vec<ConnectionOutcome>,
+    began: Option<WallTime>,
+    too_few: bool,
+    told_to_end: bool,
+    interrupted: bool,
+}
+
+impl<'a> Test<'a> {
+    fn new(plan: &'a TestPlan, shards: u16) -> Result<(Self, Service<Client>)> {
+        let (sender, events) = sync_channel(EVENTS_MAX);
+        let (recorder, records) = match plan.recording {
+            Some(_) => {
+                let ecn = plan.settings.parameters.ecn_ce_thresh > 0;
+                let (recorder, records) =
+                    Recorder::start(ecn).context("cannot start the recording")?;
+                (Some(recorder), Some(records))
+            }
+            None => (None, None),
+        };
+        let outlet = Arc::new(Outlet::new(sender, records));
+        let settings = Arc::new(plan.settings.clone());
+        let (of_shards, connections) = (Arc::clone(&outlet), plan.settings.connections);
+        let service = Service::new("capacity", move |shard| {
+            Client::new(
+                Arc::clone(&settings),
+                Client::dealt(connections, shard, shards),
+                Arc::clone(&of_shards),
+            )
+        });
+        let interface = match &plan.interface {
+            Some(name) => {
+                let direction = plan.settings.parameters.direction;
+                let watched = Interface::watch(name, direction, monotonic_now());
+                let watched = watched
+                    .with_context(|| format!("cannot read the counters of interface '{name}'"))?;
+                Some(watched)
+            }
+            None => None,
+        };
+        let test = Self {
+            ipv6: plan.settings.server(0).is_ipv6(),
+            events,
+            controller: service.controller(),
+            outlet,
+            recorder,
+            interface,
+            interface_rate: None,
+            gathering: 0,
+            gatherer: Gatherer::default(),
+            results: Results::new(plan.first_mode, plan.by_interface),
+            intervals: Vec::new(),
+            connections: (0..connections)
+                .map(|index| ConnectionOutcome {
+                    server: usize::from(index) % plan.servers.len().max(1),
+                    activated: None,
+                    failure: None,
+                    ended: None,
+                })
+                .collect(),
+            began: None,
+            too_few: false,
+            told_to_end: false,
+            interrupted: false,
+            plan,
+        };
+        Ok((test, service))
+    }
+
+    /// Takes what has happened.
+    fn look(&mut self, index: usize, front: &mut dyn FrontEnd) -> Result<()> {
+        while let Ok(event) = self.events.try_recv() {
+            self.take(index, &event, front)?;
+        }
+        if let Some(interval) = self.gatherer.check(u32::from(self.active())) {
+            self.closed(index, interval, front);
+        }
+        if self.active() < self.plan.connections_min && !self.too_few && !self.interrupted {
+            self.too_few = true;
+            let active = self.active();
+            front.said(&Said::TooFew {
+                test: index,
+                active,
+            });
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, index: usize, event: &ClientEvent, front: &mut dyn FrontEnd) -> Result<()> {
+        let ipv6 = self.ipv6;
+        let place = usize::from(event.connection);
+        match &event.happened {
+            Happened::Activated(activated) => self.activated(event, activated)?,
+            Happened::Failed(failure) => self.connections[place].failure = Some(*failure),
+            Happened::Ended(ended) => self.connections[place].ended = Some(**ended),
+            _ => {}
+        }
+        front.said(&Said::Event { test: index, event });
+        if let Happened::SubInterval(part) = &event.happened {
+            let active = u32::from(self.active());
+            let closed = self.gatherer.add(part, ipv6, active);
+            if let Some(interval) = closed {
+                self.closed(index, interval, front);
+            }
+            if part.number > self.gathering {
+                self.gathering = part.number;
+                self.interface_rate = self
+                    .interface
+                    .as_mut()
+                    .map(|interface| interface.rate(event.at.now));
+                if let (Some(recorder), Some(rate)) = (&self.recorder, self.interface_rate) {
+                    recorder.interface(rate);
+                }
+            }
+            if let Some(interval) = self.gatherer.check(active) {
+                self.closed(index, interval, front);
+            }
+        }
+        Ok(())
+    }
+
+    fn activated(&mut self, event: &ClientEvent, activated: &Activated) -> Result<()> {
+        if self.began.is_none() {
+            self.began = Some(event.at.wall);
+            if let Some(interface) = &mut self.interface {
+                let _ = interface.rate(event.at.now);
+            }
+        }
+        self.connections[usize::from(event.connection)].activated = Some(activated.clone());
+        if let (Some(recorder), Some(recording)) = (&self.recorder, &self.plan.recording) {
+            let path = (recording.name)(&RecordingName {
+                connection: event.connection,
+                plan: self.plan,
+                activated,
+            });
+            recorder
+                .open(event.connection, &path)
+                .with_context(|| format!("cannot write {}", path.display()))?;
+        }
+        Ok(())
+    }
+
+    fn closed(&mut self, index: usize, mut interval: Interval, front: &mut dyn FrontEnd) {
+        interval.interface = self.interface_rate;
+        let at = instants_now().wall;
+        self.results.add(&interval);
+        self.intervals.push((interval, at));
+        front.said(&Said::Interval {
+            test: index,
+            interval: &interval,
+            at,
+        });
+    }
+
+    /// Connections that have not failed.
+    fn active(&self) -> u8 {
+        let active = self.connections.iter().filter(|connection| {
+            let ended = connection.ended.as_ref();
+            connection.failure.is_none() && ended.is_none_or(|ended| ended.end.is_complete())
+        });
+        active.count() as u8
+    }
+
+    fn is_over(&self) -> bool {
+        self.connections
+            .iter()
+            .all(|connection| connection.failure.is_some() || connection.ended.is_some())
+    }
+
+    fn end(&self, shards: u16) {
+        for shard in 0..shards {
+            // A full mailbox is not possible: nothing else is ever sent to it.
+            let _ = self.controller.post(shard, Command::End);
+        }
+    }
+
+    fn finish(mut self, index: usize, front: &mut dyn FrontEnd) -> Result<TestOutcome> {
+        if let Some(interval) = self.gatherer.close(u32::from(self.active())) {
+            self.closed(index, interval, front);
+        }
+        let mut records_dropped = self.outlet.records_dropped();
+        // The last sender: now the recorder ends.
+        drop(self.outlet);
+        if let Some(recorder) = self.recorder {
+            let dropped = recorder.finish().context("cannot write the recording")?;
+            records_dropped += dropped;
+        }
+        let verdict = if self.interrupted {
+            Verdict::Interrupted
+        } else if self.too_few {
+            Verdict::TooFewConnections
+        } else {
+            Verdict::Complete
+        };
+        Ok(TestOutcome {
+            verdict,
+            results: self.results,
+            intervals: self.intervals,
+            connections: self.connections,
+            began: self.began,
+            ended: instants_now().wall,
+            records_dropped,
+        })
+    }
 }

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use rand::rngs::SmallRng;
 use rand::{RngCore, SeedableRng};
-use ringmill_engine::{Context, Payload, SocketId, Transmit};
+use ringmill_engine::{Context, Ecn, Nanos, Payload, SocketId, Transmit};
 
 use super::burst::{Burst, erase_headers};
 
@@ -31,14 +31,16 @@ pub struct Route {
     pub peer: Option<SocketAddr>,
     /// From this local address, where the socket has several.
     pub source: Option<IpAddr>,
-    /// The whole TOS or traffic class octet.
-    pub class: u8,
+    /// ECN bits of each packet.
+    pub ecn: Ecn,
 }
 
 /// Memory that bursts are sent from.
 pub struct Blocks {
     blocks: Vec<Block>,
+    /// Those before it were used in this turn.
     next: usize,
+    turn: Nanos,
     random: Option<SmallRng>,
 }
 
@@ -57,6 +59,7 @@ impl Blocks {
         Self {
             blocks: Vec::new(),
             next: 0,
+            turn: 0,
             random: None,
         }
     }
@@ -84,8 +87,11 @@ impl Blocks {
         route: &Route,
         burst: &Burst,
     ) -> u32 {
-        // What was sent in an earlier turn is mostly free again, and still in the cache.
-        self.next = 0;
+        if self.turn != ctx.now() {
+            // What was sent in an earlier turn is mostly free again, and still in the cache.
+            self.turn = ctx.now();
+            self.next = 0;
+        }
         let mut from = 0;
         while from < burst.count() {
             let stride = burst.stride(from);
@@ -98,7 +104,7 @@ impl Blocks {
             let transmit = Transmit {
                 peer: route.peer,
                 source: route.source,
-                ecn: route.class,
+                ecn: route.ecn,
                 stride,
                 data,
             };

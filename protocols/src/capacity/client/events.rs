@@ -42,6 +42,11 @@ pub enum Happened {
         /// The version that the server named.
         server: u16,
     },
+    /// An activation request was sent; more than once when no answer came.
+    ActivationSent {
+        /// How often before.
+        repeats: u32,
+    },
     /// The server has set the connection up.
     SetUp {
         /// The server's address and port for the test.
