@@ -134,18 +134,13 @@ pub fn limits(args: &LimitArgs, placement: &Placement) -> Limits {
 /// # Errors
 /// When a name cannot be resolved or no port can be found.
 pub fn listen<P: Protocol>(service: Service<P>, endpoint: &Endpoint) -> Result<Service<P>> {
-    let addresses = match endpoint.listen_addresses()? {
+    let (usable, datagrams) = match endpoint.listen_addresses()? {
         Addresses::Path(path) => return Ok(service.listen(Address::Unix(path))),
-        Addresses::Sockets(addresses) => addresses,
-    };
-    let datagrams = matches!(
-        endpoint,
-        Endpoint::Inet {
-            transport: Transport::Udp,
-            ..
+        Addresses::Sockets(addresses) => {
+            let datagrams = is_udp(endpoint);
+            (with_one_port(&addresses, datagrams)?, datagrams)
         }
-    );
-    let usable = with_one_port(&addresses, datagrams)?;
+    };
     Ok(usable.into_iter().fold(service, |service, address| {
         if datagrams {
             service.bind(address)
@@ -153,6 +148,28 @@ pub fn listen<P: Protocol>(service: Service<P>, endpoint: &Endpoint) -> Result<S
             service.listen(address)
         }
     }))
+}
+
+/// The addresses that a UDP endpoint stands for, all with the same port: for a service that must know
+/// them before it is made.
+///
+/// # Errors
+/// When a name cannot be resolved or no port can be found.
+pub fn listen_addresses(endpoint: &Endpoint) -> Result<Vec<SocketAddr>> {
+    match endpoint.listen_addresses()? {
+        Addresses::Path(_) => Ok(Vec::new()),
+        Addresses::Sockets(addresses) => with_one_port(&addresses, true),
+    }
+}
+
+fn is_udp(endpoint: &Endpoint) -> bool {
+    matches!(
+        endpoint,
+        Endpoint::Inet {
+            transport: Transport::Udp,
+            ..
+        }
+    )
 }
 
 /// The addresses that this host has, with a port that is free on all of them when 0 was asked for.

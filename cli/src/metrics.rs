@@ -29,6 +29,7 @@ use prometheus_client::registry::Registry;
 use ringmill_engine::impairment::ImpairmentSnapshot;
 use ringmill_engine::time::monotonic_now;
 use ringmill_engine::{ServiceSnapshot, ShardMetrics, ShardSnapshot};
+use ringmill_protocols::capacity::server::{CapacityServer, ServerSnapshot};
 use ringmill_protocols::chat::{ChatSnapshot, Room};
 use ringmill_protocols::guard::{GuardSnapshot, Guards};
 use ringmill_protocols::load::{Published, Shared};
@@ -72,6 +73,8 @@ pub struct Watched {
     pub load: Option<Arc<[Arc<Shared>]>>,
     /// A NAT.
     pub nat: Option<Arc<Nat>>,
+    /// A capacity server.
+    pub capacity: Option<CapacityServer>,
 }
 
 type Current = Arc<RwLock<Option<Watched>>>;
@@ -289,6 +292,9 @@ impl Collector for Shown {
         services(encoder, watched)?;
         shards(encoder, watched)?;
         modules(encoder, watched)?;
+        if let Some(watched) = &watched.capacity {
+            capacity(encoder, watched)?;
+        }
         if let Some(watched) = &watched.nat {
             nat(encoder, watched)?;
         }
@@ -438,6 +444,19 @@ fn module<T>(
             .map(|(labels, values)| (labels.clone(), values[index]));
         let name = format!("ringmill_{prefix}_{name}");
         family(encoder, (&name, kind, help), samples)?;
+    }
+    Ok(())
+}
+
+/// A capacity server.
+fn capacity(encoder: &mut DescriptorEncoder<'_>, server: &CapacityServer) -> fmt::Result {
+    for (&figure, value) in ServerSnapshot::FIELDS
+        .iter()
+        .zip(server.counters().values())
+    {
+        let (name, kind, help) = figure;
+        let name = format!("ringmill_capacity_{name}");
+        family(encoder, (&name, kind, help), [(Vec::new(), value)])?;
     }
     Ok(())
 }

@@ -6,6 +6,7 @@ use clap::{Parser, Subcommand};
 
 use crate::exit::{self, Exit};
 
+pub mod capacity;
 pub mod chat;
 pub mod demo;
 pub mod echo;
@@ -62,6 +63,8 @@ pub enum Command {
     Run(run::RunArgs),
     /// Load a server and report what it did.
     Load(load::LoadArgs),
+    /// Measure the capacity of a path as TR-471 says, or be the server for that.
+    Capacity(capacity::CapacityArgs),
     /// Forward datagrams through a NAT that balances, loses, delays and rebinds as told.
     Nat(nat::NatArgs),
     /// The same with the command line of Californium's NAT.
@@ -97,6 +100,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => serve::run(&args),
         Command::Run(args) => run::run(&args),
         Command::Load(args) => load::run(&args),
+        Command::Capacity(args) => capacity::run(&args),
         Command::Nat(args) => nat::run(&args),
         Command::CfNat(args) => nat::cf::run(&args),
         Command::Echo(args) => echo::run(&args),

@@ -419,7 +419,11 @@ impl Server {
         local: IpAddr,
         peer: SocketAddr,
     ) -> Option<(SocketId, SocketAddr)> {
-        let attempts = if self.ports.are_limited() { ATTEMPTS } else { 1 };
+        let attempts = if self.ports.are_limited() {
+            ATTEMPTS
+        } else {
+            1
+        };
         for _ in 0..attempts {
             let port = self.ports.take()?;
             let local = match (local, peer) {
@@ -448,13 +452,7 @@ impl Server {
         let Opened { waiting, response } = opened;
         self.answers
             .set(waiting.peer, &waiting.request, waiting.answer, &response);
-        answer(
-            ctx,
-            waiting.socket,
-            waiting.peer,
-            waiting.source,
-            &response,
-        );
+        answer(ctx, waiting.socket, waiting.peer, waiting.source, &response);
     }
 
     // ---- activation ----------------------------------------------------------------------
@@ -663,13 +661,7 @@ impl Server {
     }
 
     /// Puts a test back with its timer set, or ends it.
-    fn settle(
-        &mut self,
-        ctx: &mut Ctx<'_>,
-        place: Place,
-        mut test: Box<Test>,
-        ended: Option<End>,
-    ) {
+    fn settle(&mut self, ctx: &mut Ctx<'_>, place: Place, mut test: Box<Test>, ended: Option<End>) {
         let State::Running {
             connection,
             parameters,

@@ -129,8 +129,7 @@ impl Output<'_, '_> {
     fn trial(&mut self, report: TrialReport) {
         let counters = &self.shown.counters;
         let trial = &report.trial;
-        let ip_bytes =
-            u64::from(report.bytes) + u64::from(trial.datagrams) * self.headers_bytes();
+        let ip_bytes = u64::from(report.bytes) + u64::from(trial.datagrams) * self.headers_bytes();
         let out_of_place = u64::from(trial.out_of_order) + u64::from(trial.duplicates);
         match self.half {
             Half::Sender => {

@@ -64,8 +64,7 @@ impl ReplayCache {
             let Some((_, place, found)) = oldest else {
                 return true;
             };
-            let taken =
-                place.compare_exchange(found, entry, Ordering::Relaxed, Ordering::Relaxed);
+            let taken = place.compare_exchange(found, entry, Ordering::Relaxed, Ordering::Relaxed);
             if taken.is_ok() {
                 return true;
             }
