@@ -9,8 +9,8 @@ use std::str::FromStr;
 
 use crate::report::{Latency, Report};
 use crate::units::{
-    UnitError, format_byte_rate, format_count, format_latency_ns, format_percent, format_rate,
-    parse_byte_rate, parse_count, parse_duration, parse_percent, parse_rate,
+    UnitError, format_bit_rate, format_byte_rate, format_count, format_latency_ns, format_percent,
+    format_rate, parse_byte_rate, parse_count, parse_duration, parse_percent, parse_rate,
 };
 
 /// A condition under which the run counts as failed.
@@ -21,14 +21,45 @@ use crate::units::{
 /// let condition: FailIf = "p99 > 5ms".parse().unwrap();
 /// assert_eq!(condition.to_string(), "p99>5ms");
 /// ```
-#[derive(Debug, Clone, PartialEq)]
-pub struct FailIf {
-    metric: &'static Metric,
+pub struct FailIf<R: Measured = Report> {
+    metric: &'static Metric<R>,
     operator: Operator,
     /// In the metric's base unit.
     limit: f64,
     /// The limit as it was typed, for messages.
     limit_text: String,
+}
+
+impl<R: Measured> Clone for FailIf<R> {
+    fn clone(&self) -> Self {
+        Self {
+            limit_text: self.limit_text.clone(),
+            ..*self
+        }
+    }
+}
+
+impl<R: Measured> PartialEq for FailIf<R> {
+    fn eq(&self, other: &Self) -> bool {
+        (self.metric.name, self.operator, self.limit)
+            == (other.metric.name, other.operator, other.limit)
+    }
+}
+
+impl<R: Measured> fmt::Debug for FailIf<R> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "FailIf({self})")
+    }
+}
+
+/// What conditions can be set on: a finished report that knows its metrics.
+pub trait Measured: 'static {
+    /// All of them, in the order in which help texts name them.
+    const METRICS: &'static [Metric<Self>];
+}
+
+impl Measured for Report {
+    const METRICS: &'static [Metric<Self>] = METRICS;
 }
 
 /// Outcome of one condition, with the words for the person who set it.
@@ -68,10 +99,12 @@ pub enum FailIfError {
         text: String,
     },
     /// A metric that nobody measures.
-    #[error("'{metric}' is not a metric; known are {}", known_metrics())]
+    #[error("'{metric}' is not a metric; known are {known}")]
     UnknownMetric {
         /// The part before the operator.
         metric: String,
+        /// Those that are.
+        known: String,
     },
     /// The value does not fit the metric.
     #[error("{metric}: {source}")]
@@ -138,39 +171,33 @@ impl Operator {
 
 /// What a metric counts in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Unit {
+pub enum Unit {
     /// Nanoseconds; typed with a unit of time.
     Time,
     /// Per second.
     Rate,
     /// Bytes per second.
     ByteRate,
+    /// Bits per second.
+    BitRate,
     /// A ratio; typed in percent.
     Ratio,
     /// A number of something.
     Count,
 }
 
-struct Metric {
-    name: &'static str,
+/// Something that is measured, of which a condition can be made.
+pub struct Metric<R: ?Sized> {
+    /// As it is typed.
+    pub name: &'static str,
     /// What it is, in a sentence "… was 5 ms".
-    words: &'static str,
-    unit: Unit,
-    measure: fn(&Report) -> Option<f64>,
+    pub words: &'static str,
+    /// What it counts in.
+    pub unit: Unit,
+    /// The figure in the unit's base, if there is one.
+    pub measure: fn(&R) -> Option<f64>,
     /// Why there may be no figure.
-    missing: &'static str,
-}
-
-impl fmt::Debug for Metric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(self.name)
-    }
-}
-
-impl PartialEq for Metric {
-    fn eq(&self, other: &Metric) -> bool {
-        self.name == other.name
-    }
+    pub missing: &'static str,
 }
 
 const NO_ANSWER: &str = "no message was answered";
@@ -192,7 +219,7 @@ macro_rules! latency {
     };
 }
 
-const METRICS: &[Metric] = &[
+const METRICS: &[Metric<Report>] = &[
     latency!("p50", "the response time's median", response_time, p50_ns),
     latency!("p90", "the response time's p90", response_time, p90_ns),
     latency!("p99", "the response time's p99", response_time, p99_ns),
@@ -302,17 +329,17 @@ const METRICS: &[Metric] = &[
 ];
 
 /// All metrics, as `p50, p90, …`; for help texts.
-pub fn known_metrics() -> String {
-    METRICS
+pub fn known_metrics<R: Measured>() -> String {
+    R::METRICS
         .iter()
         .map(|metric| metric.name)
         .collect::<Vec<_>>()
         .join(", ")
 }
 
-impl FailIf {
+impl<R: Measured> FailIf<R> {
     /// Compares the condition with what was measured.
-    pub fn evaluate(&self, report: &Report) -> Verdict {
+    pub fn evaluate(&self, report: &R) -> Verdict {
         let Some(measured) = (self.metric.measure)(report) else {
             let reason = self.metric.missing;
             return Verdict::NotMeasured(format!("--fail-if '{self}': not measured: {reason}"));
@@ -333,6 +360,7 @@ impl Unit {
             Unit::Time => format_latency_ns(value),
             Unit::Rate => format_rate(value),
             Unit::ByteRate => format_byte_rate(value),
+            Unit::BitRate => format_bit_rate(value),
             Unit::Ratio => format_percent(value * 100.0),
             Unit::Count => format_count(value as u64),
         }
@@ -354,6 +382,7 @@ impl Unit {
             }
             Unit::Rate => parse_rate(text),
             Unit::ByteRate => parse_byte_rate(text),
+            Unit::BitRate => parse_byte_rate(text).map(|bytes| bytes * 8.0),
             Unit::Ratio => parse_percent(text),
             Unit::Count => parse_count(text).map(|count| count as f64),
         };
@@ -361,7 +390,7 @@ impl Unit {
     }
 }
 
-impl FromStr for FailIf {
+impl<R: Measured> FromStr for FailIf<R> {
     type Err = FailIfError;
 
     fn from_str(text: &str) -> Result<Self, FailIfError> {
@@ -375,11 +404,12 @@ impl FromStr for FailIf {
             .find(|(sign, _)| rest.starts_with(sign))
             .ok_or_else(no_operator)?;
         let name = name.trim();
-        let metric = METRICS
+        let metric = R::METRICS
             .iter()
             .find(|metric| metric.name == name)
             .ok_or_else(|| FailIfError::UnknownMetric {
                 metric: name.to_owned(),
+                known: known_metrics::<R>(),
             })?;
         let limit_text = rest[sign.len()..].trim().to_owned();
         let limit = metric.unit.parse(metric.name, &limit_text)?;
@@ -392,7 +422,7 @@ impl FromStr for FailIf {
     }
 }
 
-impl fmt::Display for FailIf {
+impl<R: Measured> fmt::Display for FailIf<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,

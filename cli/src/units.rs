@@ -323,6 +323,15 @@ fn scaled(value: f64, step: f64, units: &[&str]) -> String {
     format!("{value:.decimals$} {}", units[unit])
 }
 
+/// Bits per second for people: `9.41 Gbit/s`, `12.0 Mbit/s`.
+pub fn format_bit_rate(bits_per_s: f64) -> String {
+    scaled(
+        bits_per_s,
+        1000.0,
+        &["bit/s", "kbit/s", "Mbit/s", "Gbit/s", "Tbit/s"],
+    )
+}
+
 /// A rate for people: `341.2 k/s`, `9.41 M/s`, `12.0 /s`.
 pub fn format_rate(per_s: f64) -> String {
     scaled(per_s, 1000.0, &["/s", "k/s", "M/s", "G/s"])

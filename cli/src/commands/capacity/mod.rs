@@ -5,6 +5,12 @@ use clap::{Args, Subcommand};
 
 use crate::exit::Exit;
 
+mod figures;
+mod human;
+mod json;
+mod options;
+mod rates;
+mod run;
 pub mod server;
 
 /// Flags of `ringmill capacity`.
@@ -20,6 +26,14 @@ pub struct CapacityArgs {
 pub enum CapacityCommand {
     /// Serve tests of any number of clients on every core.
     Server(Box<server::ServerArgs>),
+    /// Measure from here to a server.
+    Up(Box<run::TestArgs>),
+    /// Measure from a server to here.
+    Down(Box<run::TestArgs>),
+    /// Measure both ways at once.
+    Both(Box<run::TestArgs>),
+    /// Print the sending rate table.
+    Rates(rates::RatesArgs),
 }
 
 /// Runs it.
@@ -27,7 +41,12 @@ pub enum CapacityCommand {
 /// # Errors
 /// Those of the part that was taken.
 pub fn run(args: &CapacityArgs) -> Result<Exit> {
+    use run::Ways;
     match &args.command {
         CapacityCommand::Server(args) => server::run(args),
+        CapacityCommand::Up(args) => run::run(args, Ways::Up),
+        CapacityCommand::Down(args) => run::run(args, Ways::Down),
+        CapacityCommand::Both(args) => run::run(args, Ways::Both),
+        CapacityCommand::Rates(args) => rates::run(args),
     }
 }

@@ -61,10 +61,7 @@ pub enum Happened {
     /// Something is not as it should be.
     Warning(Warning),
     /// The path does not take this connection's segmented sends: it goes on with single ones.
-    GsoRefused {
-        /// The kernel's error number.
-        errno: i32,
-    },
+    GsoRefused,
     /// The socket reported an error; the connection goes on.
     SocketError {
         /// The kernel's error number.

@@ -192,6 +192,10 @@ impl Client {
             source: None,
             ecn: class & ECN_BITS,
         };
+        ctx.set_socket_dscp(socket, class >> ECN_BITS.count_ones());
+        if !self.settings.gso {
+            ctx.set_segmented(socket, false);
+        }
         let running = Running::new(&self.settings, slot.index, agreed, route, at);
         slot.state = State::Running(Box::new(running));
         let mut address = ctx.local_address(socket).unwrap_or(agreed.peer);

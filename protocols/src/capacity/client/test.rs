@@ -23,6 +23,7 @@ pub(super) struct Running {
     recording: Option<Recording>,
     records: Vec<LoadRecord>,
     trials: u32,
+    gso: bool,
     gso_refused: bool,
     told_end: bool,
 }
@@ -75,6 +76,7 @@ impl Running {
             route,
             records: Vec::new(),
             trials: 0,
+            gso: settings.gso,
             gso_refused: false,
             told_end: false,
         }
@@ -120,6 +122,10 @@ impl Running {
         };
         act(&mut self.connection, now, &mut out);
         let (ended, around) = (out.ended, out.around);
+        if !self.gso_refused && self.gso && !around.ctx.is_segmented(self.route.socket) {
+            self.gso_refused = true;
+            around.tell(Happened::GsoRefused);
+        }
         if let Some(end) = ended
             && !std::mem::replace(&mut self.told_end, true)
         {
@@ -143,13 +149,9 @@ impl Running {
         }
     }
 
-    /// The socket reported an error. One that says that the packets are too large is told once.
-    pub(super) fn socket_error(&mut self, errno: i32, around: &Around<'_, '_>) {
-        if errno == libc::EMSGSIZE {
-            if !std::mem::replace(&mut self.gso_refused, true) {
-                around.tell(Happened::GsoRefused { errno });
-            }
-        } else if !self.told_end {
+    /// The socket reported an error.
+    pub(super) fn socket_error(&self, errno: i32, around: &Around<'_, '_>) {
+        if !self.told_end {
             around.tell(Happened::SocketError { errno });
         }
     }
