@@ -17,6 +17,7 @@ pub mod nat;
 pub mod run;
 pub mod serve;
 pub mod topology;
+pub mod udpst;
 
 /// High-rate servers and network tests on every core.
 #[derive(Debug, Parser)]

@@ -256,9 +256,11 @@ impl Connection {
         }
         self.limited_trials += u32::from(limit != Limit::Path);
         let (bytes, delta) = receiver.trial_bytes(now);
+        let delay_var = receiver.trial_delay_var();
         self.send_status(rate, now, sink);
         sink.event(Event::Trial(TrialReport {
             trial,
+            delay_var,
             bytes: u32::try_from(bytes).unwrap_or(u32::MAX),
             delta_us: u32::try_from(delta / 1_000).unwrap_or(u32::MAX),
             row: self.server.as_ref().map(Search::index),

@@ -5,7 +5,7 @@
 use super::adjust::Trial;
 use super::batch::{LoadRecord, Refused};
 use super::burst::Burst;
-use super::intervals::SubInterval;
+use super::intervals::{Spread, SubInterval};
 use super::limited::Limit;
 
 /// Where a connection's output goes. Nothing is kept of what is borrowed.
@@ -47,6 +47,8 @@ pub enum Event {
 pub struct TrialReport {
     /// What it showed.
     pub trial: Trial,
+    /// One-way delay variation.
+    pub delay_var: Spread,
     /// UDP payload that arrived, in bytes.
     pub bytes: u32,
     /// Its length in µs.

@@ -7,7 +7,7 @@
 use ringmill_engine::time::Nanos;
 
 use super::adjust::Trial;
-use super::intervals::SubInterval;
+use super::intervals::{Spread, SubInterval, Times};
 use super::pdu::{Load, Status, SubIntervalStats};
 use super::sequence::{Arrival, Sequence, SequenceErrors};
 use super::time::{Instants, WallTime, nanos_to_ms};
@@ -246,6 +246,18 @@ impl Receiver {
             ce: self.trial.ce,
             sub_interval: self.saved_number,
         }
+    }
+
+    /// One-way delay variation of the trial so far.
+    #[must_use]
+    pub fn trial_delay_var(&self) -> Spread {
+        let times = Times {
+            min_ms: self.trial.delay_min,
+            max_ms: self.trial.delay_max,
+            sum_ms: self.trial.delay_sum,
+            count: self.trial.delay_count.into(),
+        };
+        times.spread()
     }
 
     /// Ends the trial: the status PDU that reports it. Action, number, row and times are the

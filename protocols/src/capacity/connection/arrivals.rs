@@ -10,7 +10,7 @@ use super::{Connection, Work};
 use crate::capacity::NO_TRAFFIC_TIMEOUT;
 use crate::capacity::batch::{Batch, Refused};
 use crate::capacity::event::{Event, Sink, TrialReport, Warning};
-use crate::capacity::intervals::SubInterval;
+use crate::capacity::intervals::{SubInterval, Times};
 use crate::capacity::limited::Limit;
 use crate::capacity::pdu::{Pdu, Status, TestAction};
 use crate::capacity::sender::StatusOrder;
@@ -153,6 +153,13 @@ impl Connection {
         sender.set_rate(&rate, now);
         sink.event(Event::Trial(TrialReport {
             trial,
+            delay_var: Times {
+                min_ms: status.delay_var_min,
+                max_ms: status.delay_var_max,
+                sum_ms: status.delay_var_sum.into(),
+                count: status.delay_var_cnt.into(),
+            }
+            .spread(),
             bytes: status.ti_rx_bytes,
             delta_us: status.ti_delta_time,
             row: self.server.as_ref().map(Search::index),
