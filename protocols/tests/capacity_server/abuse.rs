@@ -4,7 +4,9 @@ use ringmill_engine::driver::sim::WorldConfig;
 use ringmill_engine::impairment::mix;
 use ringmill_protocols::capacity::event::End;
 use ringmill_protocols::capacity::parameters::{Direction, Rate, TestParameters};
-use ringmill_protocols::capacity::pdu::{Activation, Null, Pdu, Setup, SetupCode, Status, Version};
+use ringmill_protocols::capacity::pdu::{
+    Activation, Null, Pdu, Setup, SetupCode, Status, TestAction, Version,
+};
 use ringmill_protocols::capacity::server::ServerEvent;
 
 use super::client::{self, Wish};
@@ -290,9 +292,11 @@ fn only_who_set_a_test_up_activates_it() {
     assert_eq!(response.cmd_response, Activation::ACCEPTED);
     // A repeat of it is answered alike; the thief still gets nothing, and stops nothing.
     scene.world.inject_datagram(moved, test, &bytes);
-    let mut stop = Status::default();
-    stop.test_action = ringmill_protocols::capacity::pdu::TestAction::Stop;
-    stop.spdu_seq_no = 1;
+    let stop = Status {
+        test_action: TestAction::Stop,
+        spdu_seq_no: 1,
+        ..Status::default()
+    };
     let mut stop_bytes = [0; Status::LEN_MAX];
     let len = stop.encode(Version::V20, &mut stop_bytes);
     scene.world.inject_datagram(thief, test, &stop_bytes[..len]);
