@@ -25,6 +25,9 @@ pub struct Limits {
     pub drain_timeout: Duration,
     /// Spin this long for completions before sleeping: lower latency for a whole CPU.
     pub busy_poll: Duration,
+    /// After a turn in which datagrams came, let more gather for this long before the next, unless a
+    /// timer is due: fewer wake-ups where thousands of flows are slow, and as much delay. 0 is none.
+    pub gather: Duration,
     /// Bytes of memory for stream receive buffers in each shard.
     pub stream_pool_bytes: usize,
     /// Receive buffers for datagrams in each shard that has datagram sockets (64 KiB each, so
@@ -64,6 +67,7 @@ impl Default for Limits {
             write_stall_timeout: Some(Duration::from_secs(60)),
             drain_timeout: Duration::from_secs(5),
             busy_poll: Duration::ZERO,
+            gather: Duration::ZERO,
             stream_pool_bytes: 8 << 20,
             datagram_buffers: 128,
             fill_buffers: 64,

@@ -406,6 +406,8 @@ pub(crate) enum Wait {
     Poll,
     /// Until something happens or this moment comes.
     Until(Nanos),
+    /// Until this moment, or until much has happened.
+    Gather(Nanos),
     /// Until something happens.
     Forever,
 }

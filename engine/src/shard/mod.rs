@@ -91,6 +91,8 @@ pub(crate) struct Shard {
     batch: Vec<Datagram>,
     /// Since when nothing has happened, for busy polling.
     quiet_since: Nanos,
+    /// Until when more datagrams may gather before the next turn; 0 while none come.
+    gather_until: Nanos,
     /// The handler of a message, timer or start may have queued sends or closed streams.
     work_left: bool,
     ended: bool,
@@ -134,6 +136,7 @@ impl Shard {
             events: Vec::with_capacity(1024),
             batch: Vec::new(),
             quiet_since: now,
+            gather_until: 0,
             work_left: true,
             ended: false,
         };
@@ -213,6 +216,12 @@ impl Shard {
         counters
             .queued_bytes
             .set(core.tables.streams.queued_bytes as u64);
+        let gather = from_duration(core.tables.limits.gather);
+        let datagrams = |event: &Event| matches!(event, Event::Datagram { .. });
+        self.gather_until = match gather > 0 && self.events.iter().any(datagrams) {
+            true => core.now + gather,
+            false => 0,
+        };
         if !self.events.is_empty() {
             self.quiet_since = self.core.now;
             self.dispatch();
@@ -249,7 +258,11 @@ impl Shard {
             self.bell().stay_awake();
             return self.poll();
         }
-        let wait = self.next_deadline().map_or(Wait::Forever, Wait::Until);
+        let deadline = self.next_deadline();
+        let wait = match self.gather_until {
+            0 => deadline.map_or(Wait::Forever, Wait::Until),
+            until => Wait::Gather(deadline.map_or(until, |deadline| deadline.min(until))),
+        };
         let core = &mut self.core;
         let result = core.driver.wait(&mut core.tables, wait, &mut self.events);
         self.bell().woke();

@@ -24,6 +24,10 @@ use transmitter::{Transmitter, draw};
 /// shortest trial interval a hundred times as many as fit before the watchdog ends the test.
 pub const STATUS_GAP_MAX: u32 = 65_534;
 
+/// The grid of transmitters whose interval is at least as long: the interval of all rows below
+/// 100 Mbit/s, whose datagrams stay as far apart.
+pub const COARSE_TICK: Nanos = 1_000_000;
+
 /// A trial counts as limited by its sender when more than one of so many datagrams due was missed.
 const LIMITED_ONE_OF: u64 = 100;
 
@@ -37,7 +41,8 @@ pub struct SenderSettings {
     /// The checksum of headers is filled.
     pub check_sum: bool,
     /// Deadlines are shown on a grid of this many nanoseconds, so that the senders of a shard wake it
-    /// together; the rate stays exact. 0 or 1 for none.
+    /// together, transmitters of a millisecond or more on one of [`COARSE_TICK`]; the rate stays
+    /// exact. 0 or 1 for none.
     pub tick: Nanos,
     /// Of random sizes and of the first delays.
     pub seed: u64,
@@ -153,16 +158,21 @@ impl Sender {
     /// When something is due next; `None` while the row sends nothing.
     #[must_use]
     pub fn next_deadline(&self) -> Option<Nanos> {
-        let [one, two] = &self.transmitters;
-        let deadline = match (one.deadline, two.deadline) {
-            (Some(one), Some(two)) => one.min(two),
-            (one, two) => one.or(two)?,
+        let shown = |transmitter: &Transmitter| {
+            let deadline = transmitter.deadline?;
+            let tick = match transmitter.interval {
+                _ if self.settings.tick <= 1 => return Some(deadline),
+                // Thousands of slow senders then wake their shard a thousand times a second.
+                COARSE_TICK.. => self.settings.tick.max(COARSE_TICK),
+                _ => self.settings.tick,
+            };
+            Some(deadline.next_multiple_of(tick))
         };
-        Some(if self.settings.tick > 1 {
-            deadline.next_multiple_of(self.settings.tick)
-        } else {
-            deadline
-        })
+        let [one, two] = &self.transmitters;
+        match (shown(one), shown(two)) {
+            (Some(one), Some(two)) => Some(one.min(two)),
+            (one, two) => one.or(two),
+        }
     }
 
     /// Whether something is due. Cheap.

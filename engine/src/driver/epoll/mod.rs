@@ -280,6 +280,12 @@ impl Driver for Epoll {
         let poll = freed || !events.is_empty() || self.has_listed() || wait == Wait::Poll;
         let timeout = match wait {
             _ if poll => Some(Duration::ZERO),
+            Wait::Gather(until) => {
+                // A wait that many events end is not there: sleep, then take what has come.
+                let left = until.saturating_sub(monotonic_now());
+                std::thread::sleep(Duration::from_nanos(left));
+                Some(Duration::ZERO)
+            }
             Wait::Until(deadline) => Some(Duration::from_nanos(
                 deadline.saturating_sub(monotonic_now()),
             )),

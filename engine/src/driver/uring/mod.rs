@@ -456,7 +456,7 @@ impl Driver for Uring {
         } else {
             wait
         };
-        let now = if matches!(wait, Wait::Until(_)) {
+        let now = if matches!(wait, Wait::Until(_) | Wait::Gather(_)) {
             monotonic_now()
         } else {
             0

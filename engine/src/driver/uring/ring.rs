@@ -21,6 +21,8 @@ const COMPLETIONS: u32 = 16_384;
 const COMPLETIONS_MIN: u32 = 1024;
 /// Tries to hand over the rest of a submission that the kernel took only in part (it had no memory
 /// for more requests), a millisecond apart when nothing was taken: then the ring is given up.
+/// Completions that end a gathering wait before its time: far below what the smallest queue holds.
+const GATHERED_EVENTS: usize = 64;
 const SUBMIT_ATTEMPTS_MAX: u32 = 10_000;
 const SUBMIT_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 /// IORING_REGISTER_SEND_MSG_RING and IORING_REGISTER_FILE_ALLOC_RANGE, of linux/io_uring.h.
@@ -170,12 +172,17 @@ impl Ring {
             }
             Wait::Poll => submitter.submit_and_wait(0),
             Wait::Forever => submitter.submit_and_wait(1),
-            Wait::Until(deadline) => {
+            Wait::Until(deadline) | Wait::Gather(deadline) => {
                 let left = deadline.saturating_sub(now);
                 timespec = types::Timespec::new()
                     .sec(left / 1_000_000_000)
                     .nsec((left % 1_000_000_000) as u32);
-                submitter.submit_with_args(1, &types::SubmitArgs::new().timespec(&timespec))
+                let events = match wait {
+                    Wait::Gather(_) => GATHERED_EVENTS,
+                    _ => 1,
+                };
+                let args = types::SubmitArgs::new().timespec(&timespec);
+                submitter.submit_with_args(events, &args)
             }
         };
         Self::forgive(result)?;

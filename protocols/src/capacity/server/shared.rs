@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::Duration;
 
 use ringmill_engine::{Limits, Service, ShardId};
 
@@ -18,6 +19,9 @@ use super::sources::Sources;
 const SOCKET_QUEUE_BYTES_MAX: usize = 1 << 20;
 /// Socket buffers to ask for, as OB-UDPST does.
 const SOCKET_BUFFER_BYTES: usize = 1_024_000;
+/// What arrives within a tick of the fastest senders is taken at once: a tenth of the unit in which
+/// delays are measured.
+const GATHER: Duration = Duration::from_micros(100);
 /// Buffers of 64 KiB for load: the largest burst of several tests in one turn. Memory on first use.
 const FILL_BUFFERS: u32 = 256;
 /// Receive buffers of 64 KiB: what arrives for many tests in one turn.
@@ -84,6 +88,7 @@ impl CapacityServer {
             socket_queue_bytes_max: SOCKET_QUEUE_BYTES_MAX,
             datagram_socket_buffer_bytes: SOCKET_BUFFER_BYTES,
             fill_buffers: FILL_BUFFERS,
+            gather: GATHER,
             datagram_buffers: RECEIVE_BUFFERS,
             ..limits
         }
