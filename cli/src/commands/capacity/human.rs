@@ -98,23 +98,22 @@ impl FrontEnd for Human<'_> {
         match said {
             Said::Note(words) => eprintln!("ringmill: {words}"),
             Said::Interval { test, interval, .. } => self.interval(*test, interval),
-            Said::TooFew { test, active } => self.complain(
-                *test,
-                None,
-                &format!(
-                    "{active} connections are left and {} are wanted: the test ends",
-                    self.plans[*test].connections_min
-                ),
-            ),
+            // Of a single connection it is said why it failed.
+            Said::TooFew { test, active } if self.plans[*test].settings.connections > 1 => {
+                let wanted = self.plans[*test].connections_min;
+                let words =
+                    format!("connections left: {active}, wanted: {wanted}; so the test ends");
+                self.complain(*test, None, &words);
+            }
+            Said::TooFew { .. } => {}
             Said::Event { test, event } => {
                 let connection = Some(event.connection);
                 match &event.happened {
-                    Happened::Activated(activated) => {
-                        if !std::mem::replace(&mut self.header[*test], true) {
-                            let plan = &self.plans[*test];
-                            println!("{}", header(plan, activated));
-                            println!("{}", method(plan, &activated.parameters));
-                        }
+                    Happened::Activated(activated) if !self.header[*test] => {
+                        self.header[*test] = true;
+                        let plan = &self.plans[*test];
+                        println!("{}", header(plan, activated));
+                        println!("{}", method(plan, &activated.parameters));
                     }
                     Happened::FellBack { server } => self.complain(
                         *test,

@@ -11,6 +11,7 @@ mod json;
 mod options;
 mod rates;
 mod run;
+mod selftest;
 pub mod server;
 
 /// Flags of `ringmill capacity`.
@@ -34,6 +35,8 @@ pub enum CapacityCommand {
     Both(Box<run::TestArgs>),
     /// Print the sending rate table.
     Rates(rates::RatesArgs),
+    /// Test this host with itself: server and client on loopback, up and then down.
+    Selftest(Box<selftest::SelftestArgs>),
 }
 
 /// Runs it.
@@ -48,5 +51,6 @@ pub fn run(args: &CapacityArgs) -> Result<Exit> {
         CapacityCommand::Down(args) => run::run(args, Ways::Down),
         CapacityCommand::Both(args) => run::run(args, Ways::Both),
         CapacityCommand::Rates(args) => rates::run(args),
+        CapacityCommand::Selftest(args) => selftest::run(args),
     }
 }

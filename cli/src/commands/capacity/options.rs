@@ -556,7 +556,7 @@ mod tests {
             ("--monitor", Rate::Fixed(0)),
             ("--verify 500Mbit", Rate::Fixed(450)),
             ("--verify 1Gbit/s -c 2", Rate::Fixed(450)),
-            ("--verify 10Gbit", Rate::Fixed(1077)),
+            ("--verify 10Gbit", Rate::Fixed(1064)),
             ("--verify 1000Gbit -j", Rate::Fixed(1090)),
         ] {
             let plan = plan(line).expect(line);

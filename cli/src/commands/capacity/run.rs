@@ -85,10 +85,11 @@ pub(super) fn run(args: &TestArgs, ways: Ways) -> Result<Exit> {
             .map(|direction| args.options.plan(&args.servers, *direction))
             .collect()
     };
-    run_plans(&plan, &args.output, &args.engine, &signals)
+    let (exit, _) = run_plans(&plan, &args.output, &args.engine, &signals)?;
+    Ok(exit)
 }
 
-/// Runs the tests that `plan` makes, as often as wanted.
+/// Runs the tests that `plan` makes, as often as wanted. Returns the figures of the last ones.
 ///
 /// # Errors
 /// Those of the plan and of the engine.
@@ -97,8 +98,9 @@ pub(super) fn run_plans(
     output: &OutputArgs,
     engine: &EngineArgs,
     signals: &EndRequests,
-) -> Result<Exit> {
+) -> Result<(Exit, Vec<TestFigures>)> {
     let mut exit = Exit::Ok;
+    let mut last = Vec::new();
     let mut capacities: Vec<(&'static str, Vec<f64>)> = Vec::new();
     for round in 1..=output.repeat {
         let plans = plan()?;
@@ -118,6 +120,7 @@ pub(super) fn run_plans(
             }
         }
         exit = worse(exit, verdict(&figures, output, signals));
+        last = figures;
         if signals.count() > 0 {
             break;
         }
@@ -127,7 +130,7 @@ pub(super) fn run_plans(
             summary_of_repeats(way, all, output.json);
         }
     }
-    Ok(exit)
+    Ok((exit, last))
 }
 
 fn run_once(
