@@ -184,8 +184,8 @@ impl Writer {
     }
 }
 
-/// One line.
-fn row(text: &mut String, record: &LoadRecord, interface: InterfaceRate, ecn: bool) {
+/// Appends the line of one load PDU.
+pub fn row(text: &mut String, record: &LoadRecord, interface: InterfaceRate, ecn: bool) {
     let time = |time: WallTime| format!("{}.{:06}", time.sec, time.nsec / 1_000);
     let load = &record.load;
     let ecn = if ecn { record.ecn } else { 0 };

@@ -70,6 +70,8 @@ pub enum Command {
     Nat(nat::NatArgs),
     /// The same with the command line of Californium's NAT.
     CfNat(nat::cf::CfNatArgs),
+    /// The capacity test with the command line of OB-UDPST.
+    Udpst(udpst::UdpstArgs),
     /// Talk to a server by hand: typed lines go out, answers are printed.
     Echo(echo::EchoArgs),
     /// Take part in a chat: typed lines go to everyone, what everyone says is printed.
@@ -93,6 +95,9 @@ pub enum Command {
 /// Runs the program.
 #[must_use]
 pub fn main() -> ExitCode {
+    if let Some(exit) = udpst::run_if_named(std::env::args_os()) {
+        return exit;
+    }
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args),
@@ -107,6 +112,9 @@ pub fn main() -> ExitCode {
         Command::Echo(args) => echo::run(&args),
         Command::Chat(args) => chat::run(&args),
         Command::Multicast(args) => multicast::run(&args),
+        Command::Udpst(args) => {
+            return udpst::run("ringmill udpst", args.arguments.into_iter()).into();
+        }
         Command::Topology(args) => topology::run(&args),
         Command::Doctor { json } => return doctor(json),
     };

@@ -1,61 +1,13 @@
-//! The metadata CSV of `-O`: its columns, its rows and the names of its files. Pure.
+//! The files of `-O`: their names. What is in them is `capacity::recording`.
 
 use std::ffi::{OsStr, OsString};
-use std::fmt::Write as _;
 use std::net::SocketAddr;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 
-use ringmill_protocols::capacity::batch::LoadRecord;
-use ringmill_protocols::capacity::intervals::InterfaceRate;
 use ringmill_protocols::capacity::time::WallTime;
 
 use super::console::host;
 use super::local_time;
-
-/// The first line.
-pub const HEADER: &str = "SeqNo,PayLoad,ECNValue,SrcTxTime,DstRxTime,OWD,IntfMbps,IntfMbpsAlt,\
-                          RTTTxTime,RTTRxTime,RTTRespDelay,RTT,StatusLoss\n";
-
-/// Appends the line of a load PDU. Without `all`, only those that gave a sample of the round-trip
-/// time have one.
-pub fn row(text: &mut String, record: &LoadRecord, interface: InterfaceRate, all: bool) {
-    if record.rtt_ms.is_none() && !all {
-        return;
-    }
-    let load = &record.load;
-    let _ = write!(
-        text,
-        "{},{},{},{},{},{},{:.2},{:.2}",
-        load.lpdu_seq_no,
-        load.udp_payload,
-        record.ecn,
-        Micros(load.lpdu_time),
-        Micros(record.received),
-        record.one_way_ms,
-        interface.test_mbps,
-        interface.other_mbps,
-    );
-    let _ = match record.rtt_ms {
-        Some(rtt) => writeln!(
-            text,
-            ",{},{},{},{rtt},{}",
-            Micros(load.spdu_time),
-            Micros(record.received),
-            load.rtt_resp_delay,
-            load.spdu_seq_err,
-        ),
-        None => writeln!(text, ",,,,,"),
-    };
-}
-
-/// Seconds and microseconds.
-struct Micros(WallTime);
-
-impl std::fmt::Display for Micros {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}.{:06}", self.0.sec, self.0.nsec / 1000)
-    }
-}
 
 /// What the name of a file is made of.
 #[derive(Debug, Clone, Copy)]
@@ -121,54 +73,12 @@ pub fn file_name(pattern: &OsStr, named: &Named<'_>) -> OsString {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ringmill_protocols::capacity::pdu::Load;
 
     fn at(sec: u32, micros: u32) -> WallTime {
         WallTime {
             sec,
             nsec: micros * 1000,
         }
-    }
-
-    fn record(number: u32, rtt_ms: Option<u32>) -> LoadRecord {
-        LoadRecord {
-            load: Load {
-                lpdu_seq_no: number,
-                udp_payload: 222,
-                lpdu_time: at(1_795_211_038, 115_157),
-                spdu_time: at(1_795_211_038, 81_068),
-                rtt_resp_delay: 34,
-                ..Load::default()
-            },
-            ecn: 0,
-            received: at(1_795_211_038, 115_228),
-            one_way_ms: 0,
-            rtt_ms,
-            out_of_order: false,
-        }
-    }
-
-    #[test]
-    fn rows_as_the_original_writes_them() {
-        let sampled = "2,222,0,1795211038.115157,1795211038.115228,0,0.00,0.00,1795211038.081068,\
-                       1795211038.115228,34,0,0\n";
-        let other = "3,222,0,1795211038.115157,1795211038.115228,0,0.00,0.00,,,,,\n";
-        for (all, expected) in [(true, format!("{sampled}{other}")), (false, sampled.into())] {
-            let mut text = String::new();
-            for record in [record(2, Some(0)), record(3, None)] {
-                row(&mut text, &record, InterfaceRate::default(), all);
-            }
-            assert_eq!(text, expected);
-        }
-        let columns = HEADER.matches(',').count();
-        assert_eq!(
-            (
-                columns,
-                sampled.matches(',').count(),
-                other.matches(',').count()
-            ),
-            (12, 12, 12)
-        );
     }
 
     #[test]
