@@ -594,6 +594,7 @@ mod tests {
                 Unit::Time => "us",
                 Unit::Rate => "k/s",
                 Unit::ByteRate => "MiB/s",
+                Unit::BitRate => "Mbit/s",
                 Unit::Ratio => "%",
                 Unit::Count => "k",
             };

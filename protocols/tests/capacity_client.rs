@@ -166,7 +166,7 @@ fn came(events: &[ClientEvent], connection: u8) -> Came {
 
 fn slow_path() -> WorldConfig {
     let path = Impairment {
-        delay_us: DELAY_MS as u32 * 1000,
+        delay_us: DELAY_MS * 1000,
         ..Impairment::default()
     };
     WorldConfig {

@@ -324,7 +324,7 @@ impl<'a> Front<'a> {
                 }
             }
             Happened::Warning(warning) => self.warning(connection, *warning),
-            Happened::GsoRefused { .. } => {
+            Happened::GsoRefused => {
                 let server = self.server_text(connection);
                 self.message(&format!(
                     "{}WARNING: Datagrams larger than the path's MTU take no segmented sends: one \

@@ -96,7 +96,7 @@ fn trimmed(text: String) -> String {
 /// A time as `2026-11-20T21:56:26.066618Z`.
 #[must_use]
 pub fn timestamp(time: WallTime) -> String {
-    let time = Timestamp::from_second(time.sec.into()).map_or_else(
+    Timestamp::from_second(time.sec.into()).map_or_else(
         |_| String::new(),
         |second| {
             let second = second.to_zoned(TimeZone::UTC);
@@ -106,8 +106,7 @@ pub fn timestamp(time: WallTime) -> String {
                 time.nsec / 1000
             )
         },
-    );
-    time
+    )
 }
 
 #[derive(Serialize)]

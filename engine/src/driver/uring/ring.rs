@@ -19,10 +19,10 @@ const SUBMISSIONS: u32 = 4096;
 /// Completion entries asked for; halved while the kernel says ENOMEM (a small memlock).
 const COMPLETIONS: u32 = 16_384;
 const COMPLETIONS_MIN: u32 = 1024;
-/// Tries to hand over the rest of a submission that the kernel took only in part (it had no memory
-/// for more requests), a millisecond apart when nothing was taken: then the ring is given up.
 /// Completions that end a gathering wait before its time: far below what the smallest queue holds.
 const GATHERED_EVENTS: usize = 64;
+/// Tries to hand over the rest of a submission that the kernel took only in part (it had no memory
+/// for more requests), a millisecond apart when nothing was taken: then the ring is given up.
 const SUBMIT_ATTEMPTS_MAX: u32 = 10_000;
 const SUBMIT_PAUSE: std::time::Duration = std::time::Duration::from_millis(1);
 /// IORING_REGISTER_SEND_MSG_RING and IORING_REGISTER_FILE_ALLOC_RANGE, of linux/io_uring.h.
