@@ -78,6 +78,14 @@ pub(super) fn add(
     server: SocketAddr,
     wish: Wish,
 ) -> Arc<Mutex<Result>> {
+    let (service, result) = service(server, wish);
+    let engine = EngineSpec::new(1).host(host).service(service);
+    world.engine(engine).expect("the client starts");
+    result
+}
+
+/// A client for an engine: it acts on shard 0.
+pub(super) fn service(server: SocketAddr, wish: Wish) -> (Service<Client>, Arc<Mutex<Result>>) {
     let result = Arc::new(Mutex::new(Result::default()));
     let shared = Arc::clone(&result);
     let begin = u64::from(BEGIN_S) * 1_000_000_000;
@@ -92,9 +100,7 @@ pub(super) fn add(
         clock: WallClock::new(0, begin),
         result: Arc::clone(&shared),
     });
-    let engine = EngineSpec::new(1).host(host).service(service);
-    world.engine(engine).expect("the client starts");
-    result
+    (service, result)
 }
 
 impl Client {
@@ -268,8 +274,10 @@ impl Protocol for Client {
     type Message = ();
 
     fn start(&mut self, ctx: &mut Context<'_, ()>) {
-        self.open(ctx);
-        ctx.set_timer(self.wish.begin.max(1), 2);
+        if ctx.shard() == 0 {
+            self.open(ctx);
+            ctx.set_timer(self.wish.begin.max(1), 2);
+        }
     }
 
     fn timer(&mut self, ctx: &mut Context<'_, ()>, token: u64) {

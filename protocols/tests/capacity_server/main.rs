@@ -1,5 +1,5 @@
 //! The capacity server in the simulated network: a client's double over bad paths, and everything
-//! that a stranger may try with it. Virtual time only.
+//! that a stranger may try with it, in virtual time; and once over real sockets.
 //!
 //! A failing seed is printed; `RINGMILL_SEED=n cargo test -p ringmill-protocols --test
 //! capacity_server` runs that one alone.
@@ -23,6 +23,7 @@ use ringmill_protocols::capacity::setup::ServerSettings;
 mod abuse;
 mod client;
 mod seeds;
+mod sockets;
 
 const MS: Nanos = 1_000_000;
 /// When the world begins, Unix time in s.
