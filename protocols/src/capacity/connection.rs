@@ -59,6 +59,16 @@ pub struct Connection {
     confirmations: u32,
     refused: Refused,
     limited_trials: u32,
+    status_lost: StatusLost,
+}
+
+/// Status PDUs that were lost, as far as this end can know.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct StatusLost {
+    /// Of the peer's: missing here.
+    pub here: u64,
+    /// Of this end's: missing at the peer, by what it says.
+    pub at_peer: u64,
 }
 
 impl Connection {
@@ -117,6 +127,7 @@ impl Connection {
             confirmations: 0,
             refused: Refused::default(),
             limited_trials: 0,
+            status_lost: StatusLost::default(),
             settings,
         }
     }
@@ -205,6 +216,12 @@ impl Connection {
     #[must_use]
     pub fn refused(&self) -> Refused {
         self.refused
+    }
+
+    /// Status PDUs that were lost.
+    #[must_use]
+    pub fn status_lost(&self) -> StatusLost {
+        self.status_lost
     }
 
     /// Trials in which a sender was the limit and not the path.

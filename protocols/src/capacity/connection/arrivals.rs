@@ -12,7 +12,7 @@ use crate::capacity::batch::{Batch, Refused};
 use crate::capacity::event::{Event, Sink, TrialReport, Warning};
 use crate::capacity::intervals::{SubInterval, Times};
 use crate::capacity::limited::Limit;
-use crate::capacity::pdu::{Pdu, Status, TestAction};
+use crate::capacity::pdu::{Load, Pdu, Status, TestAction};
 use crate::capacity::sender::StatusOrder;
 
 /// Whether a buffer was for a running test.
@@ -82,6 +82,9 @@ impl Connection {
         }
         self.heard(batch.peer_rx_stopped, batch.valid > batch.stops, now, sink);
         if batch.status_errors > 0 {
+            if batch.status_errors != Load::STATUS_LATE {
+                self.status_lost.at_peer += u64::from(batch.status_errors);
+            }
             self.warn(Warning::StatusLostAtPeer(batch.status_errors), sink);
         }
         if bleached && !self.bleached {
@@ -110,7 +113,10 @@ impl Connection {
         self.heard(status.rx_stopped, !stops, now, sink);
         match order {
             StatusOrder::Next { lost: 0 } | StatusOrder::Nonsense => {}
-            StatusOrder::Next { lost } => self.warn(Warning::StatusLost(lost), sink),
+            StatusOrder::Next { lost } => {
+                self.status_lost.here += u64::from(lost);
+                self.warn(Warning::StatusLost(lost), sink);
+            }
             StatusOrder::Stale => self.warn(Warning::StatusLost(u16::MAX), sink),
         }
         if status.modifier_bitmap & Status::ECN_BLEACHED != 0 && !self.bleached {

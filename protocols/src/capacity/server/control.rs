@@ -25,11 +25,11 @@ use super::settings::Settings;
 use super::shared::{ShardShared, Shared};
 use super::slab::{Place, Slab};
 use super::sources::Hold;
-use super::test::{Activated, State, Tables, Test, half, totals, window_s};
+use super::test::{Activated, State, TICK, Tables, Test, half, totals, window_s};
 use crate::capacity::NO_TRAFFIC_TIMEOUT;
 use crate::capacity::auth::AuthError;
 use crate::capacity::batch::Refused;
-use crate::capacity::connection::{Half, Taken};
+use crate::capacity::connection::{Connection, Half, StatusLost, Taken};
 use crate::capacity::event::End;
 use crate::capacity::parameters::{Direction, TestParameters};
 use crate::capacity::pdu::{Activation, DecodeError, Null, Setup, SetupCode, Version};
@@ -106,6 +106,8 @@ pub struct Server {
     seen: (u64, Nanos),
     /// Sockets that had something in this turn, and which turn that is.
     ready: (u64, Nanos),
+    /// The last turn that came late.
+    late_turn: Nanos,
 }
 
 impl Server {
@@ -126,6 +128,7 @@ impl Server {
             housekeeping: false,
             seen: (0, 0),
             ready: (0, 0),
+            late_turn: 0,
             shard,
             shared,
         }
@@ -576,7 +579,7 @@ impl Server {
     fn data(&mut self, ctx: &mut Ctx<'_>, test: &mut Test, datagram: &Datagram) -> Option<End> {
         let now = ctx.now();
         let (stride, ecn) = (datagram.stride, datagram.ecn);
-        let before = refused(test);
+        let (before, lost_before) = (refused(test), status_lost(test));
         let (taken, ended) = self.with(ctx, test, |connection, output| {
             connection.datagram(&datagram.data, stride, ecn, now, output)
         })?;
@@ -609,7 +612,13 @@ impl Server {
                         .add(datagram.data.len() as u64 + headers);
                     self.shown().peaks.rx_burst_size.raise(count);
                 }
-                count_data(self.counters(), direction, before, refused(test));
+                let counters = self.counters();
+                count_data(counters, direction, before, refused(test));
+                let lost = status_lost(test);
+                counters.status_lost_here.add(lost.here - lost_before.here);
+                counters
+                    .status_lost_at_peer
+                    .add(lost.at_peer - lost_before.at_peer);
             }
         }
         ended
@@ -620,7 +629,7 @@ impl Server {
         &mut self,
         ctx: &mut Ctx<'_>,
         test: &mut Test,
-        act: impl FnOnce(&mut crate::capacity::connection::Connection, &mut Output<'_, '_>) -> R,
+        act: impl FnOnce(&mut Connection, &mut Output<'_, '_>) -> R,
     ) -> Option<(R, Option<End>)> {
         let State::Running {
             connection,
@@ -747,6 +756,17 @@ impl Server {
         }
     }
 
+    /// Counts a turn that comes so late that several ticks are done as one.
+    fn count_late(&mut self, deadline: Nanos, now: Nanos) {
+        let ticks = 1 + now.saturating_sub(deadline) / TICK;
+        // The timers of a turn were all late by as much.
+        if ticks > 1 && std::mem::replace(&mut self.late_turn, now) != now {
+            self.counters().coalesced_bursts.add(1);
+            self.counters().coalesced_ticks.add(ticks);
+            self.shown().peaks.coalesced_ticks.raise(ticks);
+        }
+    }
+
     /// Counts the sockets that had something in one turn.
     fn count_ready(&mut self, now: Nanos) {
         if self.ready.1 != now {
@@ -801,7 +821,10 @@ impl Protocol for Server {
         let Some(mut test) = self.tests.take(place) else {
             return;
         };
-        test.timer = None;
+        let deadline = test
+            .timer
+            .take()
+            .map_or(ctx.now(), |(deadline, _)| deadline);
         if let State::Pending { .. } = test.state {
             self.counters().activation_timeout_waiting.add(1);
             self.say(ServerEvent::NotActivated {
@@ -811,6 +834,7 @@ impl Protocol for Server {
             return self.end(ctx, place, *test);
         }
         let now = ctx.now();
+        self.count_late(deadline, now);
         let acted = self.with(ctx, &mut test, |connection, output| {
             connection.timer(now, output);
         });
@@ -873,6 +897,13 @@ fn refused(test: &Test) -> Refused {
     match &test.state {
         State::Running { connection, .. } => connection.refused(),
         State::Pending { .. } => Refused::default(),
+    }
+}
+
+fn status_lost(test: &Test) -> StatusLost {
+    match &test.state {
+        State::Running { connection, .. } => connection.status_lost(),
+        State::Pending { .. } => StatusLost::default(),
     }
 }
 

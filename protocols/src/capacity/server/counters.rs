@@ -119,7 +119,7 @@ counters! {
         ready_turns: counter,
         /// Sockets that had something to read in these.
         ready_sockets: counter,
-        /// Bursts in which several ticks of a test left as one.
+        /// Turns that came so late that several ticks of 100 µs were done as one.
         coalesced_bursts: counter,
         /// Ticks in these.
         coalesced_ticks: counter,
@@ -181,7 +181,7 @@ peaks! {
     rx_burst_size,
     /// Sockets with something to read in one turn.
     ready_sockets,
-    /// Ticks of a test that left as one burst.
+    /// Ticks of 100 µs that were done as one.
     coalesced_ticks,
 }
 

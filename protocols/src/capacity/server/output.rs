@@ -158,12 +158,6 @@ impl Output<'_, '_> {
     fn warning(&mut self, warning: Warning) {
         let counters = &self.shown.counters;
         match warning {
-            Warning::StatusLost(count) if count < u16::MAX => {
-                counters.status_lost_here.add(count.into());
-            }
-            Warning::StatusLostAtPeer(count) if count < u16::MAX => {
-                counters.status_lost_at_peer.add(count.into());
-            }
             Warning::TrafficStopped => counters.traffic_stopped_here.add(1),
             Warning::TrafficStoppedAtPeer => counters.traffic_stopped_at_peer.add(1),
             _ => {}

@@ -22,7 +22,7 @@ use crate::capacity::time::Instants;
 
 /// Deadlines of all tests of a shard fall on this grid, so that they wake it together: the interval
 /// of the fastest transmitters.
-const TICK: Nanos = 100_000;
+pub(super) const TICK: Nanos = 100_000;
 
 /// The rate tables of a server: `[jumbo and MTU as listeners have them][IPv6]`.
 #[derive(Debug)]
