@@ -178,15 +178,22 @@ fn slow_path() -> WorldConfig {
 
 #[test]
 fn what_is_lost_of_the_control_phase_and_of_the_stop_costs_no_test() {
-    // Setup goes at 0 and arrives at 50 ms, its answer arrives at 100, activation at 150, its answer
-    // at 200 ms. The server stops 5.5 s after the activation came.
+    // What would arrive in this time is lost. Setup arrives at 50 ms, its answer at 100, activation at
+    // 150, its answer at 200 ms. The server stops 5.5 s after the activation came.
     let stop = 150 + TEST_S * 1000 + 500;
     for (name, from, until, setups, activations, end) in [
         ("nothing", 0, 0, 1, 1, Some(End::Complete)),
-        ("the setup request", 0, 20, 2, 1, Some(End::Complete)),
-        ("its answer", 40, 90, 2, 1, Some(End::Complete)),
-        ("the activation request", 95, 130, 1, 2, Some(End::Complete)),
-        ("its answer", 140, 190, 1, 2, Some(End::Complete)),
+        ("the setup request", 30, 70, 2, 1, Some(End::Complete)),
+        ("its answer", 80, 120, 2, 1, Some(End::Complete)),
+        (
+            "the activation request",
+            130,
+            170,
+            1,
+            2,
+            Some(End::Complete),
+        ),
+        ("its answer", 180, 220, 1, 2, Some(End::Complete)),
         (
             "four setups and answers",
             0,
@@ -211,9 +218,9 @@ fn what_is_lost_of_the_control_phase_and_of_the_stop_costs_no_test() {
             1,
             Some(End::StopMissing),
         ),
-        ("the middle", 2_000, 3_500, 1, 1, Some(End::Complete)),
+        ("the middle", 2_000, 2_900, 1, 1, Some(End::Complete)),
         ("everything", 0, 60_000, 6, 0, None),
-        ("all but the setup", 95, 60_000, 1, 6, None),
+        ("all but the setup", 130, 60_000, 1, 7, None),
         (
             "all from the middle on",
             2_000,

@@ -21,9 +21,12 @@ use crate::capacity::{ALERTS_MAX, AUTH_WINDOW_S, NO_TRAFFIC_TIMEOUT};
 /// Between a request and its repeat: five repeats before the time is up, each still inside the
 /// server's window for signatures.
 pub const REPEAT_INTERVAL: Nanos = 500_000_000;
-/// Load that comes although the activation was not answered means that the answer was lost; after
-/// so long, two repeats, no other will come.
-const ANSWER_LOST: Nanos = 1_100_000_000;
+/// The first repeat of an activation request: two round trips, as the setup took, but not before
+/// this. Every moment until it is answered is lost for the test, whose time runs at the server.
+const ACTIVATION_REPEAT_MIN: Nanos = 200_000_000;
+/// Load that comes although the activation was not answered means that the answer was lost. A server
+/// of ours answers the repeat that goes out at once; after so long no answer will come.
+const ANSWER_LOST: Nanos = 400_000_000;
 
 /// A connection in its control phase.
 pub(super) struct Control {
@@ -38,6 +41,7 @@ pub(super) struct Control {
     request: [u8; Activation::LEN_MAX],
     request_len: usize,
     repeats: u32,
+    sent_at: Nanos,
     repeat_at: Nanos,
     give_up_at: Nanos,
     clock_offset_s: Option<i64>,
@@ -45,7 +49,11 @@ pub(super) struct Control {
 
 enum Stage {
     Setup,
-    Activation { began: Nanos, alerts: u32 },
+    Activation {
+        /// Load came first at this time.
+        load_came: Option<Nanos>,
+        alerts: u32,
+    },
 }
 
 /// What an arrived datagram means.
@@ -102,6 +110,7 @@ impl Control {
             request: [0; Activation::LEN_MAX],
             request_len: 0,
             repeats: 0,
+            sent_at: 0,
             repeat_at: 0,
             give_up_at: 0,
             clock_offset_s: None,
@@ -148,8 +157,9 @@ impl Control {
         if now < self.repeat_at {
             return Ok(false);
         }
-        self.repeat_at += REPEAT_INTERVAL;
+        self.repeat_at = now + REPEAT_INTERVAL;
         self.repeats += 1;
+        self.sent_at = now;
         Ok(true)
     }
 
@@ -163,15 +173,19 @@ impl Control {
     ) -> Progress {
         // A scope or flow label of IPv6 is no part of who it is.
         let asked = from.ip() == self.to.ip() && from.port() == self.to.port();
-        match (Pdu::of(bytes), &self.stage) {
+        match (Pdu::of(bytes), &mut self.stage) {
             (Some(Pdu::Setup), Stage::Setup) if asked => self.setup_answer(settings, bytes, at),
             // Sent to open the server's firewall; repeated answers to the setup.
             (Some(Pdu::Null | Pdu::Setup), _) => Progress::None,
-            (Some(Pdu::Load | Pdu::Status), Stage::Activation { began, .. }) if asked => {
-                if at.now >= began + ANSWER_LOST {
-                    self.assume(settings)
-                } else {
-                    Progress::None
+            (Some(Pdu::Load | Pdu::Status), Stage::Activation { load_came, .. }) if asked => {
+                match load_came {
+                    Some(since) if at.now >= *since + ANSWER_LOST => self.assume(settings),
+                    Some(_) => Progress::None,
+                    None => {
+                        *load_came = Some(at.now);
+                        self.repeat_at = at.now;
+                        Progress::None
+                    }
                 }
             }
             (_, Stage::Activation { .. }) if asked => self.activation_answer(settings, bytes, at),
@@ -237,6 +251,7 @@ impl Control {
     /// A new request goes out now.
     fn sent(&mut self, now: Nanos) {
         self.repeats = 0;
+        self.sent_at = now;
         self.repeat_at = now + REPEAT_INTERVAL;
     }
 
@@ -283,7 +298,9 @@ impl Control {
         }
         let mut test = self.server;
         test.set_port(setup.test_port);
+        let round_trip = at.now.saturating_sub(self.sent_at);
         self.activate(settings, test, at);
+        self.repeat_at = at.now + (2 * round_trip).clamp(ACTIVATION_REPEAT_MIN, REPEAT_INTERVAL);
         Progress::SetUp { test }
     }
 
@@ -302,7 +319,7 @@ impl Control {
         }
         self.to = test;
         self.stage = Stage::Activation {
-            began: at.now,
+            load_came: None,
             alerts: 0,
         };
         self.sent(at.now);
