@@ -10,7 +10,8 @@ use std::str::FromStr;
 use crate::report::{Latency, Report};
 use crate::units::{
     UnitError, format_bit_rate, format_byte_rate, format_count, format_latency_ns, format_percent,
-    format_rate, parse_byte_rate, parse_count, parse_duration, parse_percent, parse_rate,
+    format_rate, parse_bit_rate, parse_byte_rate, parse_count, parse_duration, parse_percent,
+    parse_rate,
 };
 
 /// A condition under which the run counts as failed.
@@ -382,7 +383,7 @@ impl Unit {
             }
             Unit::Rate => parse_rate(text),
             Unit::ByteRate => parse_byte_rate(text),
-            Unit::BitRate => parse_byte_rate(text).map(|bytes| bytes * 8.0),
+            Unit::BitRate => parse_bit_rate(text),
             Unit::Ratio => parse_percent(text),
             Unit::Count => parse_count(text).map(|count| count as f64),
         };
@@ -596,6 +597,7 @@ mod tests {
                 Unit::ByteRate => "MiB/s",
                 Unit::BitRate => "Mbit/s",
                 Unit::Ratio => "%",
+                Unit::BitRate => "Mbit/s",
                 Unit::Count => "k",
             };
             let text = format!(" {} {} {value}{unit} ", metric.name, Operator::ALL[operator].0);

@@ -253,7 +253,23 @@ pub fn parse_byte_rate(text: &str) -> Result<f64, UnitError> {
         hint: "write 10MiB/s, 1GB/s or 1Gbit/s",
         units: SIZE.units,
     };
+    const BITS_PER_BYTE: f64 = 8.0;
+    if text.contains("bit") {
+        return parse_bit_rate(text).map(|bits| bits / BITS_PER_BYTE);
+    }
+    parse_per_time(&BYTE_RATE, text)
+}
+
+/// Reads bits per second: `900Mbit`, `1.5Gbit/s`. A bare number is refused: it could be megabits as
+/// well.
+///
+/// # Errors
+/// [`UnitError`] for anything else.
+pub fn parse_bit_rate(text: &str) -> Result<f64, UnitError> {
     const BIT_RATE: Kind = Kind {
+        what: "a bit rate",
+        base: "bits per second",
+        hint: "write 900Mbit or 1.5Gbit/s",
         units: &[
             ("bit", 1),
             ("kbit", 1_000),
@@ -261,13 +277,8 @@ pub fn parse_byte_rate(text: &str) -> Result<f64, UnitError> {
             ("Gbit", 1_000_000_000),
             ("Tbit", 1_000_000_000_000),
         ],
-        ..BYTE_RATE
     };
-    const BITS_PER_BYTE: f64 = 8.0;
-    if text.contains("bit") {
-        return parse_per_time(&BIT_RATE, text).map(|bits| bits / BITS_PER_BYTE);
-    }
-    parse_per_time(&BYTE_RATE, text)
+    parse_per_time(&BIT_RATE, text)
 }
 
 /// A quantity with an optional `/s`, `/m` or `/h` behind it.

@@ -480,3 +480,180 @@ impl<'a> Test<'a> {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use ringmill_protocols::capacity::event::End;
+    use ringmill_protocols::capacity::intervals::SubInterval;
+    use ringmill_protocols::capacity::parameters::{Direction, TestParameters};
+    use ringmill_protocols::capacity::pdu::SubIntervalStats;
+
+    use super::*;
+
+    fn plan(connections: u8, connections_min: u8) -> TestPlan {
+        let address = "127.0.0.1:24601".parse().expect("an address");
+        let parameters = TestParameters::new(Direction::Downstream);
+        let clock = Instants::default();
+        TestPlan {
+            servers: vec![Server {
+                name: "here".into(),
+                address,
+            }],
+            settings: ClientSettings {
+                connections,
+                ..ClientSettings::new(vec![address], parameters, clock)
+            },
+            connections_min,
+            first_mode: 0,
+            interface: None,
+            by_interface: false,
+            recording: None,
+        }
+    }
+
+    /// A sub-interval of one second in which so many Mbit/s came in packets of 1250 bytes.
+    fn part(number: u32, mbps: u32) -> Happened {
+        let datagrams = mbps * 100;
+        Happened::SubInterval(SubInterval {
+            number,
+            stats: SubIntervalStats {
+                rx_datagrams: datagrams,
+                rx_bytes: u64::from(datagrams) * 1222,
+                delta_time: 1_000_000,
+                accum_time: number * 1000,
+                ..SubIntervalStats::default()
+            },
+            ..SubInterval::default()
+        })
+    }
+
+    fn ended(end: End) -> Happened {
+        Happened::Ended(Box::new(Ended {
+            end,
+            datagrams: 0,
+            bytes: 0,
+            missed: 0,
+            limited_trials: 0,
+            trials: 0,
+        }))
+    }
+
+    const NONE: Happened = Happened::Failed(Failure::SetupTimeout);
+
+    /// What was said, in short: the rate of each interval with its connections, and a dash for too
+    /// few of these.
+    #[derive(Default)]
+    struct Heard(Vec<String>);
+
+    impl FrontEnd for Heard {
+        fn said(&mut self, said: &Said<'_>) {
+            match said {
+                Said::Interval { interval, .. } => self.0.push(format!(
+                    "{}: {:.0} of {}/{}",
+                    interval.number,
+                    interval.rates.ip,
+                    interval.reported,
+                    interval.active_connections
+                )),
+                Said::TooFew { active, .. } => self.0.push(format!("only {active}")),
+                _ => {}
+            }
+        }
+    }
+
+    #[test]
+    fn intervals_of_several_connections_are_gathered() {
+        let cases: Vec<(&str, u8, Vec<(u8, Happened)>, Vec<&str>, Verdict)> = vec![
+            (
+                "all report",
+                1,
+                vec![
+                    (0, part(1, 100)),
+                    (1, part(1, 200)),
+                    (1, part(2, 10)),
+                    (0, part(2, 20)),
+                    (0, ended(End::Complete)),
+                    (1, ended(End::Complete)),
+                ],
+                vec!["1: 300 of 2/2", "2: 30 of 2/2"],
+                Verdict::Complete,
+            ),
+            (
+                "one is ahead",
+                1,
+                vec![
+                    (0, part(1, 100)),
+                    (0, part(2, 100)),
+                    (1, part(1, 200)),
+                    (1, part(2, 200)),
+                    (0, ended(End::Complete)),
+                    (1, ended(End::StopMissing)),
+                ],
+                vec!["1: 100 of 1/2", "2: 300 of 2/2"],
+                Verdict::Complete,
+            ),
+            (
+                "one never comes to run",
+                1,
+                vec![
+                    (0, part(1, 100)),
+                    (1, NONE),
+                    (0, part(2, 100)),
+                    (0, ended(End::Complete)),
+                ],
+                vec!["1: 100 of 1/1", "2: 100 of 1/1"],
+                Verdict::Complete,
+            ),
+            (
+                "one is lost on the way and both are wanted",
+                2,
+                vec![
+                    (0, part(1, 100)),
+                    (1, part(1, 100)),
+                    (1, ended(End::NoTraffic)),
+                    (0, ended(End::Stopped)),
+                ],
+                vec!["1: 200 of 2/2", "only 1"],
+                Verdict::TooFewConnections,
+            ),
+            (
+                "the last sub-interval of one is missing",
+                1,
+                vec![
+                    (0, part(1, 100)),
+                    (0, ended(End::Complete)),
+                    (1, ended(End::Complete)),
+                ],
+                vec!["1: 100 of 1/2"],
+                Verdict::Complete,
+            ),
+        ];
+        for (name, connections_min, events, want, verdict) in cases {
+            let plan = plan(2, connections_min);
+            let (mut test, _service) = Test::new(&plan, 1).expect(name);
+            let mut heard = Heard::default();
+            for (connection, happened) in events {
+                test.outlet.tell(ClientEvent {
+                    connection,
+                    at: Instants::default(),
+                    happened,
+                });
+                test.look(0, &mut heard).expect(name);
+            }
+            assert!(test.is_over(), "{name}");
+            let outcome = test.finish(0, &mut heard).expect(name);
+            assert_eq!(outcome.verdict, verdict, "{name}");
+            assert_eq!(heard.0, want, "{name}");
+            let intervals = want.iter().filter(|line| line.contains(" of ")).count();
+            assert_eq!(outcome.intervals.len(), intervals, "{name}");
+        }
+    }
+
+    #[test]
+    fn both_clocks_are_of_one_moment() {
+        let (before, between, after) = (monotonic_now(), instants_now(), monotonic_now());
+        assert!((before..=after).contains(&between.now));
+        // Not before this was written, and before the wire format wraps.
+        assert!(between.wall.sec > 1_700_000_000);
+    }
+}

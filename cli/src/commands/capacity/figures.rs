@@ -309,3 +309,83 @@ impl Measured for TestFigures {
         },
     ];
 }
+
+#[cfg(test)]
+mod tests {
+    use ringmill_protocols::capacity::intervals::SubInterval;
+    use ringmill_protocols::capacity::pdu::SubIntervalStats;
+    use ringmill_protocols::capacity::summary::Results;
+
+    use super::*;
+    use crate::fail_if::FailIf;
+
+    /// Two seconds of 500 and 900 Mbit/s in packets of 1250 bytes, with one loss in ten thousand.
+    fn figures() -> TestFigures {
+        let mut results = Results::new(0, false);
+        for (number, datagrams) in [(1, 50_000), (2, 90_000)] {
+            let mut interval = Interval::default();
+            let part = SubInterval {
+                number,
+                stats: SubIntervalStats {
+                    rx_datagrams: datagrams,
+                    rx_bytes: u64::from(datagrams) * 1222,
+                    delta_time: 1_000_000,
+                    seq_err_loss: datagrams / 10_000,
+                    delay_var_max: 7,
+                    ..SubIntervalStats::default()
+                },
+                rtt_min_ms: Some(20),
+                ..SubInterval::default()
+            };
+            interval.add(&part, false);
+            results.add(&interval);
+        }
+        let whole = ModeFigures::new(&results.whole());
+        TestFigures {
+            direction: "down",
+            verdict: "complete",
+            capacity_mbps: Some(whole.maximum.rates.ip_mbps),
+            sender_limited: false,
+            datagrams_not_sent: 0,
+            records_dropped: 0,
+            modes: vec![whole.clone()],
+            connections: Vec::new(),
+            whole: Some(whole),
+        }
+    }
+
+    #[test]
+    fn conditions_on_a_test() {
+        let measured = figures();
+        let nothing = TestFigures {
+            whole: None,
+            ..measured.clone()
+        };
+        for (condition, fails) in [
+            ("capacity<900Mbit", false),
+            ("capacity<0.9Gbit/s", false),
+            ("capacity<=900Mbit", true),
+            ("capacity<901Mbit", true),
+            ("mean<700Mbit", false),
+            ("mean<701Mbit", true),
+            ("loss>0.1%", false),
+            ("loss>0.005%", true),
+            ("rtt>20ms", false),
+            ("rtt>=20ms", true),
+            ("delay_variation>6ms", true),
+            ("connections<1", true),
+        ] {
+            let condition: FailIf<TestFigures> = condition.parse().expect(condition);
+            assert_eq!(
+                condition.evaluate(&measured).is_failure(),
+                fails,
+                "{condition}"
+            );
+            // What was not measured never passes.
+            assert!(condition.evaluate(&nothing).is_failure(), "{condition}");
+        }
+        for wrong in ["p99>5ms", "capacity<900", "capacity", "loss>1"] {
+            assert!(wrong.parse::<FailIf<TestFigures>>().is_err(), "{wrong}");
+        }
+    }
+}

@@ -4,6 +4,7 @@
 use std::io::Write as _;
 
 use ringmill_protocols::capacity::client::Happened;
+use ringmill_protocols::capacity::event::End;
 use ringmill_protocols::capacity::intervals::Interval;
 use ringmill_protocols::capacity::parameters::{Algorithm, Direction, Rate, TestParameters};
 
@@ -126,7 +127,10 @@ impl FrontEnd for Human<'_> {
                     Happened::Failed(failure) => {
                         self.complain(*test, connection, &failure.to_string());
                     }
-                    Happened::Ended(ended) if !ended.end.is_complete() => {
+                    // What the user wanted is no surprise.
+                    Happened::Ended(ended)
+                        if !ended.end.is_complete() && ended.end != End::Stopped =>
+                    {
                         self.complain(*test, connection, &ended.end.to_string());
                     }
                     Happened::GsoRefused => self.complain(

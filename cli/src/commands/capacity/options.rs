@@ -113,7 +113,7 @@ pub struct RateArgs {
     pub start_row: Option<u16>,
 
     /// Verify that the path has this rate, such as 500Mbit: send 90 % of it for the whole test.
-    #[arg(long, value_name = "RATE", value_parser = units::parse_byte_rate, conflicts_with = "monitor")]
+    #[arg(long, value_name = "RATE", value_parser = units::parse_bit_rate, conflicts_with = "monitor")]
     pub verify: Option<f64>,
 
     /// Watch loss and delay with hardly any load (row 0, about 0.1 Mbit/s).
@@ -169,7 +169,7 @@ pub struct RateArgs {
     pub hold_first_mode: bool,
 
     /// Tell servers that the test may need this rate; some want to know.
-    #[arg(long, value_name = "RATE", value_parser = units::parse_byte_rate)]
+    #[arg(long, value_name = "RATE", value_parser = units::parse_bit_rate)]
     pub bandwidth: Option<f64>,
 }
 
@@ -290,6 +290,7 @@ fn whole(
     }
 }
 
+const BITS_PER_MBIT: f64 = 1e6;
 const MS: Duration = Duration::from_millis(1);
 const SECOND: Duration = Duration::from_secs(1);
 
@@ -336,7 +337,7 @@ impl OptionArgs {
                 jumbo: !self.packets.no_jumbo,
                 traditional: self.packets.traditional,
             };
-            let share = rate * 8.0 / 1e6 * VERIFY_SHARE / f64::from(connections);
+            let share = rate / BITS_PER_MBIT * VERIFY_SHARE / f64::from(connections);
             parameters.rate = Rate::Fixed(verifying_row(&RateTable::new(variant), share)?);
         }
         let addresses = servers.iter().map(|server| server.address).collect();
@@ -504,8 +505,8 @@ fn verifying_row(table: &RateTable, mbps: f64) -> Result<u16> {
     }
 }
 
-fn mbps_up(bytes_per_s: f64) -> Result<u16> {
-    let mbps = (bytes_per_s * 8.0 / 1e6).ceil();
+fn mbps_up(bits_per_s: f64) -> Result<u16> {
+    let mbps = (bits_per_s / BITS_PER_MBIT).ceil();
     if (1.0..=32_767.0).contains(&mbps) {
         Ok(mbps as u16)
     } else {
@@ -573,6 +574,8 @@ mod tests {
             "--row 1 --start-row 2",
             "--monitor --verify 1Gbit",
             "--verify 500kbit",
+            "--verify 500",
+            "--bandwidth 1G",
             "--low-delay 100ms",
             "--sub-interval 80ms",
             "--sub-interval 11s",
