@@ -561,9 +561,18 @@ mod tests {
         }
     }
 
+    /// Its name, connections wanted, what happens to which, what is said, how it comes out.
+    type Case = (
+        &'static str,
+        u8,
+        Vec<(u8, Happened)>,
+        Vec<&'static str>,
+        Verdict,
+    );
+
     #[test]
     fn intervals_of_several_connections_are_gathered() {
-        let cases: Vec<(&str, u8, Vec<(u8, Happened)>, Vec<&str>, Verdict)> = vec![
+        let cases: Vec<Case> = vec![
             (
                 "all report",
                 1,

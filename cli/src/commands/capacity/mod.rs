@@ -14,8 +14,20 @@ mod run;
 mod selftest;
 pub mod server;
 
+const EXAMPLES: &str = "\
+Examples:
+  ringmill capacity selftest                            what this host can send to itself
+  ringmill capacity down test.example.net               the capacity from a server to here
+  ringmill capacity up test.example.net -c 4            to a server, over four connections
+  ringmill capacity down test.example.net --verify 500Mbit --fail-if 'loss>0.1%'
+  ringmill capacity down test.example.net --monitor -t 60s
+  ringmill capacity rates | less
+
+Servers and clients of OB-UDPST from 8.0 on take part as well as ours.";
+
 /// Flags of `ringmill capacity`.
 #[derive(Debug, Args)]
+#[command(after_help = EXAMPLES)]
 pub struct CapacityArgs {
     /// Which part to take.
     #[command(subcommand)]
