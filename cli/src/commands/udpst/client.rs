@@ -12,7 +12,7 @@ use ringmill_protocols::capacity::auth::AuthError;
 use ringmill_protocols::capacity::client::{
     Activated, ClientEvent, ClientSettings, DatagramSizes, Failure, Happened, Recording,
 };
-use ringmill_protocols::capacity::event::{TrialReport, Warning};
+use ringmill_protocols::capacity::event::{End, TrialReport, Warning};
 use ringmill_protocols::capacity::intervals::Interval;
 use ringmill_protocols::capacity::keys::SharedKey;
 use ringmill_protocols::capacity::parameters::Direction;
@@ -359,7 +359,11 @@ impl<'a> Front<'a> {
                             ended.trials
                         ),
                     };
-                    format!("[{number}]End time reached: {}{limited}\n", ended.end)
+                    let why = match ended.end {
+                        End::Complete => String::new(),
+                        end => format!(": {end}"),
+                    };
+                    format!("[{number}]End time reached{why}{limited}\n")
                 });
             }
         }

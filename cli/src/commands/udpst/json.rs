@@ -96,17 +96,12 @@ fn trimmed(text: String) -> String {
 /// A time as `2026-11-20T21:56:26.066618Z`.
 #[must_use]
 pub fn timestamp(time: WallTime) -> String {
-    Timestamp::from_second(time.sec.into()).map_or_else(
-        |_| String::new(),
-        |second| {
-            let second = second.to_zoned(TimeZone::UTC);
-            format!(
-                "{}.{:06}Z",
-                second.strftime("%Y-%m-%dT%H:%M:%S"),
-                time.nsec / 1000
-            )
-        },
-    )
+    let Ok(second) = Timestamp::from_second(time.sec.into()) else {
+        return String::new();
+    };
+    let second = second.to_zoned(TimeZone::UTC);
+    let micros = time.nsec / 1000;
+    format!("{}.{micros:06}Z", second.strftime("%Y-%m-%dT%H:%M:%S"))
 }
 
 #[derive(Serialize)]

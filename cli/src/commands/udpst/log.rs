@@ -66,11 +66,14 @@ impl Log {
             return;
         };
         let time = local_time::local(now).strftime("%Y-%m-%d %H:%M:%S");
-        let line = format!("{time} {text}");
-        if file.write_all(line.as_bytes()).is_err() {
+        let lines: String = text
+            .lines()
+            .map(|line| format!("{time} {line}\n"))
+            .collect();
+        if file.write_all(lines.as_bytes()).is_err() {
             return;
         }
-        self.bytes += line.len() as u64;
+        self.bytes += lines.len() as u64;
         if self.bytes > self.bytes_max {
             let mut old = self.path.clone().into_os_string();
             old.push(".old");
@@ -112,8 +115,12 @@ mod tests {
         output.write("[0]third\n", now);
         assert_eq!(line(&old).lines().count(), 3);
         assert_eq!(line(&path), "");
-        output.write("[0]fourth\n", now);
+        output.write("[0]fourth\n[0]5\n", now);
         drop(output);
+        assert!(
+            line(&path).contains(" [0]fourth\n2026"),
+            "each line has its time"
+        );
         // What a log has from before counts.
         let mut output = Output::Log(Log::open(&path, 59).unwrap());
         output.write(&format!("{}\n", "x".repeat(40)), now);

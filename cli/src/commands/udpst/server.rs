@@ -14,11 +14,11 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use ringmill_engine::{Address, Engine, Limits};
 use ringmill_protocols::capacity::admission::Admission;
-use ringmill_protocols::capacity::event::Warning;
+use ringmill_protocols::capacity::event::{End, Warning};
 use ringmill_protocols::capacity::intervals::{InterfaceRate, Interval};
 use ringmill_protocols::capacity::keys::KeyRing;
 use ringmill_protocols::capacity::parameters::{Direction, ServerLimits, TestParameters};
-use ringmill_protocols::capacity::pdu::{Setup, SetupCode};
+use ringmill_protocols::capacity::pdu::{Setup, SetupCode, Version};
 use ringmill_protocols::capacity::server::{
     About, CapacityServer, Listener, Outlets, RecordBatch, ServerEvent, Settings, TestId, WallClock,
 };
@@ -116,6 +116,7 @@ fn serve(
         output,
         stats: stats.transpose()?,
         server,
+        control: addresses,
         now: start,
         status: Status::default(),
         tests: HashMap::new(),
@@ -264,6 +265,8 @@ struct Running<'a> {
     output: &'a mut Output,
     stats: Option<StatsFile>,
     server: CapacityServer,
+    /// The control addresses, in the order of the listeners.
+    control: Vec<SocketAddr>,
     now: Instants,
     status: Status,
     tests: HashMap<TestId, Test>,
@@ -449,7 +452,11 @@ impl Running<'_> {
                     self.status.stopped();
                     self.verbose(|| format!("[{number}]Sending test stop\n"));
                 }
-                self.gone(&about, &format!(": {end}"));
+                let why = match end {
+                    End::Complete => String::new(),
+                    _ => format!(": {end}"),
+                };
+                self.gone(&about, &why);
             }
         }
     }
@@ -466,6 +473,8 @@ impl Running<'_> {
         let number = self.number(about);
         let (request, named, peer) = (&about.request, named(about), address(about.peer));
         let local = address(about.local);
+        let control = self.control.get(usize::from(about.listener));
+        let control = control.copied().map_or_else(String::new, address);
         let mbps = request.bandwidth_mbps();
         if self.options.bandwidth_mbps > 0 && mbps > 0 {
             let direction = if request.max_bandwidth & Setup::UPSTREAM != 0 {
@@ -494,10 +503,14 @@ impl Running<'_> {
             } else {
                 String::new()
             };
+            let null = match request.protocol_ver {
+                ..Version::WIRE_MAX => String::new(),
+                _ => format!("[{number}]Null request {named} sent from {local} to {peer}\n"),
+            };
             format!(
                 "[{CONTROL}]Setup request {}, Ver: {version}, MaxBW: {mbps}, KeyID: {key}) received \
                  from {peer}\n[{number}]Connection created and assigned {local}\n{booked}[{CONTROL}]\
-                 Setup response {named} sent to {peer}\n",
+                 Setup response {named} sent from {control} to {peer}\n{null}",
                 named.trim_end_matches(')')
             )
         });
