@@ -114,6 +114,35 @@ impl<M: Send + 'static> Context<'_, M> {
             .drop_oldest(stream.index, len, bounds, &tables.limits)
     }
 
+    /// Drops the newest payloads of a stream whose queue is longer than what is free of the shard's
+    /// bounds, until both are the same; one payload always stays. For a protocol whose
+    /// [`send_within`](Context::send_within) was refused and that keeps the oldest: the fair share
+    /// alone does not shrink queues that became long while there was room, and each that comes
+    /// later may take half of what is left, until there is nothing for those who do read.
+    ///
+    /// A stream that finishes or closes loses nothing.
+    pub fn yield_share(&mut self, stream: StreamId) -> Dropped {
+        let tables = &mut self.core.tables;
+        match tables.streams.get(stream) {
+            Some(entry) if entry.state == State::Open && !entry.finishing => {}
+            _ => return Dropped::default(),
+        }
+        tables.streams.yield_share(stream.index, &tables.limits)
+    }
+
+    /// Bytes that a [`send_within`](Context::send_within) these bounds would accept now, beside what
+    /// waits already: for a protocol that holds on before anything is refused. A message larger
+    /// than that still goes when nothing waits before it and the shard has room.
+    #[inline]
+    #[must_use]
+    pub fn room_within(&mut self, stream: StreamId, bounds: QueueBounds) -> usize {
+        let bounds = self.fair(bounds);
+        if self.queued_messages(stream) >= bounds.messages_max {
+            return 0;
+        }
+        bounds.bytes_max.saturating_sub(self.queued_bytes(stream))
+    }
+
     /// These bounds, the shard's limits for one stream and what is free in the shard, whichever is
     /// least.
     #[inline]

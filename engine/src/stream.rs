@@ -134,6 +134,22 @@ impl SendQueue {
         self.bytes -= dropped.bytes;
         dropped
     }
+
+    /// Drops the newest pieces until at most `bytes_max` bytes and `messages_max` pieces are left,
+    /// or one. That one goes out sooner or later, so that whoever waits for room is told.
+    fn drop_newest(&mut self, bytes_max: usize, messages_max: usize) -> Dropped {
+        let mut dropped = Dropped::default();
+        while self.chunks.len() > 1
+            && (self.bytes > bytes_max || self.chunks.len() > messages_max)
+            && let Some(chunk) = self.chunks.pop_back()
+        {
+            self.bytes -= chunk.len();
+            dropped.messages += 1;
+            dropped.carried += chunk.carried();
+            dropped.bytes += chunk.len();
+        }
+        dropped
+    }
 }
 
 /// One stream. Kept at 56 bytes or less: a million idle connections pay for every one of them.
@@ -383,6 +399,24 @@ impl Streams {
         dropped
     }
 
+    /// Drops the newest pieces of a stream whose queue is longer than what is free of the shard's
+    /// bounds, until it is as long as what is free then.
+    pub(crate) fn yield_share(&mut self, index: u32, limits: &Limits) -> Dropped {
+        let room = self.room(limits);
+        let Some(queue) = &mut self.at(index).queue else {
+            return Dropped::default();
+        };
+        // What one gives up is free: half of the difference makes both the same.
+        let even = |used: usize, free: usize| used.min(usize::midpoint(used, free));
+        let dropped = queue.drop_newest(
+            even(queue.bytes, room.bytes_max),
+            even(queue.chunks.len(), room.messages_max),
+        );
+        self.queued_bytes -= dropped.bytes;
+        self.queued_messages -= dropped.messages;
+        dropped
+    }
+
     /// A stream's peer is slow: what it waits for must not hold receive buffers of others.
     pub(crate) fn unpin(&mut self, index: u32) {
         let Some(queue) = &mut self.at(index).queue else {
@@ -601,6 +635,46 @@ mod tests {
             assert_eq!(streams.queued_messages, pieces, "case {number}");
             streams.remove(id.index);
             assert_eq!((streams.queued_bytes, streams.queued_messages), (0, 0));
+        }
+    }
+
+    /// A queue that is longer than what is free gives up half of the difference, from its end.
+    #[test]
+    fn a_long_queue_yields_to_others() {
+        // (shard's bytes, shard's pieces) → pieces left of 5 with 10 bytes each
+        for (bytes_max, messages_max, left) in [
+            (1000, 1000, 5),
+            (100, 10, 5),
+            (99, 10, 4),
+            (70, 1000, 3),
+            (50, 1000, 2),
+            (1000, 9, 4),
+            (1000, 5, 2),
+            (10, 1, 2),
+        ] {
+            let unbounded = Limits::default();
+            let limits = Limits {
+                shard_queue_bytes_max: bytes_max,
+                shard_queue_messages_max: messages_max,
+                ..Limits::default()
+            };
+            let mut streams = Streams::new();
+            let id = streams.insert(0, 1, State::Open, 0);
+            for number in 0..5 {
+                let payload = vec![number; 10].into();
+                let bounds = unbounded.stream_queue();
+                assert!(streams.enqueue(id.index, payload, &unbounded, bounds, 0));
+            }
+            let dropped = streams.yield_share(id.index, &limits);
+            let queue = streams.at(id.index).queue.as_ref().unwrap();
+            let case = format!("{bytes_max}, {messages_max}");
+            assert_eq!(queue.chunks.len(), left, "{case}");
+            assert_eq!(queue.chunks[0].bytes(), [0; 10], "{case}: the oldest stay");
+            assert_eq!(queue.bytes, 10 * left, "{case}");
+            assert_eq!((dropped.messages, dropped.carried), (5 - left, 5 - left));
+            assert_eq!(dropped.bytes, 10 * (5 - left), "{case}");
+            assert_eq!(streams.queued_bytes, 10 * left, "{case}");
+            assert_eq!(streams.queued_messages, left, "{case}");
         }
     }
 

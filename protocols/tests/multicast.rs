@@ -69,10 +69,10 @@ impl Seen {
 
 type Ledger = Arc<Mutex<Vec<Seen>>>;
 
-/// Streams that read; the last of them stops reading after its first bytes, until the time is up.
+/// Streams that read; the last of them stop reading after their first bytes, until the time is up.
 struct Readers {
     count: usize,
-    slow: bool,
+    slow: usize,
     ledger: Ledger,
     streams: Vec<(StreamId, Cutter, usize)>,
 }
@@ -97,13 +97,13 @@ impl Protocol for Readers {
 
     fn received(&mut self, ctx: &mut Context<'_, ()>, stream: StreamId, data: Buffer) {
         let now = ctx.now();
-        let last = self.streams.len() - 1;
+        let first_slow = self.streams.len() - self.slow;
         let place = self.streams.iter().position(|(open, ..)| *open == stream);
         let place = place.expect("a stream of ours");
         let (_, cutter, row) = &mut self.streams[place];
         let seen = &mut self.ledger.lock().unwrap()[*row];
         cutter.push(&data, |header| seen.note(header, now)).unwrap();
-        if self.slow && place == last && now < 1_900_000_000 {
+        if place >= first_slow && now < 1_900_000_000 {
             ctx.pause(stream);
         }
     }
@@ -115,8 +115,8 @@ impl Protocol for Readers {
     }
 
     fn timer(&mut self, ctx: &mut Context<'_, ()>, _token: u64) {
-        if self.slow {
-            ctx.resume(self.streams[self.streams.len() - 1].0);
+        for (stream, ..) in &self.streams[self.streams.len() - self.slow..] {
+            ctx.resume(*stream);
         }
     }
 }
@@ -127,16 +127,33 @@ fn streams(
     slow_readers: SlowReaders,
     slow: bool,
 ) -> (Vec<Seen>, SenderSnapshot) {
-    let mut world = World::new(seed, WorldConfig::default());
     let limits = Limits {
         stream_queue_bytes_max: 20_000,
         ..Limits::default()
     };
-    let senders = sender(&mut world, config(rate, slow_readers), limits);
+    streams_within(
+        seed,
+        config(rate, slow_readers),
+        limits,
+        4,
+        usize::from(slow),
+    )
+}
+
+/// So many streams, of which the last `slow` do not read for a while.
+fn streams_within(
+    seed: u64,
+    config: SenderConfig,
+    limits: Limits,
+    count: usize,
+    slow: usize,
+) -> (Vec<Seen>, SenderSnapshot) {
+    let mut world = World::new(seed, WorldConfig::default());
+    let senders = sender(&mut world, config, limits);
     let ledger = Ledger::default();
     let for_readers = Arc::clone(&ledger);
     let readers = Service::new("readers", move |_| Readers {
-        count: 4,
+        count,
         slow,
         ledger: Arc::clone(&for_readers),
         streams: Vec::new(),
@@ -220,6 +237,69 @@ fn a_reader_that_stops_is_disconnected_when_that_is_the_policy() {
         for seen in &seen[..3] {
             assert!(seen.messages > 12_000, "seed {seed}: {seen:?}");
         }
+    }
+}
+
+/// However many do not read, and whatever the policy: their queues leave room for those who do.
+#[test]
+fn many_readers_that_stop_take_nothing_from_the_others() {
+    for seed in seeds(SEEDS / 10) {
+        for policy in [SlowReaders::DropNewest, SlowReaders::Disconnect] {
+            let limits = Limits {
+                stream_queue_bytes_max: 20_000,
+                shard_queue_bytes_max: 60_000,
+                ..Limits::default()
+            };
+            let config = config(Rate::PerSecond(5000.0), policy);
+            let (seen, totals) = streams_within(seed, config, limits, 24, 20);
+            let context = format!("seed {seed}, {policy:?}: {totals:?}");
+            assert!(totals.dropped > 0, "{context}");
+            for seen in &seen[..4] {
+                let counts = seen.sequence.counts();
+                assert_eq!(counts.lost, 0, "{context}: {counts:?}");
+                assert!(seen.messages > 12_000, "{context}: {counts:?}");
+            }
+            let gone = seen[4..].iter().filter(|seen| seen.messages < 12_000);
+            assert!(gone.count() > 0, "{context}");
+            match policy {
+                SlowReaders::Disconnect => assert_eq!(totals.disconnected, 20, "{context}"),
+                SlowReaders::DropNewest => {
+                    let received: u64 = seen.iter().map(|seen| seen.messages).sum();
+                    assert_eq!(received, totals.queued - totals.withdrawn, "{context}");
+                    assert!(totals.withdrawn > 0, "{context}");
+                }
+            }
+        }
+    }
+}
+
+/// As fast as possible a group's queue is full in the middle of a block: what was not sent is no
+/// message.
+#[test]
+fn what_a_group_was_not_sent_is_not_counted() {
+    for seed in seeds(SEEDS) {
+        let mut world = World::new(seed, WorldConfig::default());
+        let config = SenderConfig {
+            groups: vec![Group {
+                to: GROUP.parse().unwrap(),
+                multicast: Multicast::default(),
+            }],
+            ..config(Rate::Max, SlowReaders::DropNewest)
+        };
+        let limits = Limits {
+            socket_queue_bytes_max: 50_000,
+            ..Limits::default()
+        };
+        let senders = sender(&mut world, config, limits);
+        world.run_for(Duration::from_millis(20));
+        world.stop_all().unwrap();
+        let totals = senders.totals();
+        assert!(totals.messages > 1000, "seed {seed}: {totals:?}");
+        assert_eq!(
+            totals.messages, totals.deliveries,
+            "seed {seed}: {totals:?}"
+        );
+        assert_eq!(totals.messages, totals.queued, "seed {seed}: {totals:?}");
     }
 }
 

@@ -40,6 +40,9 @@ counters! {
         dropped_oldest: counter,
         /// Messages not queued because the queue of a slow reader, or the shard, was full.
         dropped_newest: counter,
+        /// Messages dropped from the end of the queue of a slow reader, because the queues of many
+        /// had the memory of the shard.
+        withdrawn: counter,
         /// Sessions disconnected because they read too slowly.
         disconnected_slow: counter,
         /// Lines thrown away because they were longer than the bound.

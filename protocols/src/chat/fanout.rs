@@ -100,6 +100,8 @@ impl Members {
                     }
                     // Or nothing waits for it and the shard is full: that is not its fault.
                     SlowReader::DropNewest | SlowReader::Disconnect => {
+                        let yielded = ctx.yield_share(to);
+                        counters.withdrawn.add(yielded.carried as u64);
                         counters.dropped_newest.add(messages);
                     }
                 },

@@ -14,8 +14,8 @@ use std::sync::Arc;
 
 use ringmill_engine::pacer::Pacer;
 use ringmill_engine::{
-    Buffer, Closed, Context, ListenerId, Multicast, Nanos, Open, Payload, Protocol, Sent, ShardId,
-    SocketId, StreamId, Transmit,
+    Buffer, Closed, Context, Fanned, ListenerId, Multicast, Nanos, Open, Payload, Protocol, Sent,
+    ShardId, SocketId, StreamId, Transmit,
 };
 
 use super::wire::{HEADER_LEN, Header};
@@ -110,6 +110,9 @@ ringmill_engine::counters! {
         queued: counter,
         /// Deliveries dropped because a queue was full.
         dropped: counter,
+        /// Deliveries that were queued and then dropped, because the queues of many who do not read
+        /// had the memory of the shard.
+        withdrawn: counter,
         /// Sessions closed because their queue was full.
         disconnected: counter,
         /// Group sockets that could not be opened.
@@ -287,19 +290,19 @@ impl Sender {
             let now = ctx.clock();
             intended.clear();
             intended.resize(self.block_messages(), now);
-            let mut sent = false;
+            let mut sent = 0;
             if self.holding_up == 0 && self.sessions.iter().any(|session| !session.behind) {
                 self.give_all_sessions(ctx, &intended);
-                sent = true;
+                sent = intended.len() as u64;
             }
             for group in 0..self.groups.len() {
-                sent |= self.give_group(ctx, group, &intended, false);
+                sent = sent.max(self.give_group(ctx, group, &intended, false));
             }
-            if !sent {
+            if sent == 0 {
                 break;
             }
             sent_any = true;
-            self.counters.messages.add(intended.len() as u64);
+            self.counters.messages.add(sent);
         }
         self.intended = intended;
         if sent_any {
@@ -358,21 +361,20 @@ impl Sender {
         self.to_sessions.sequence += count;
         let wait = self.config.rate == Rate::Max;
         let now = ctx.now();
+        // Within a fair share: the queues of many who do not read must leave room for who does.
+        let bounds = ctx.limits().stream_queue();
+        let shared = Fanned::carrying(Arc::clone(&block), count as u32);
         let (mut queued, mut dropped) = (0, 0);
         let mut late = Vec::new();
         for session in &mut self.sessions {
-            match ctx.send(session.stream, Arc::clone(&block)) {
+            match ctx.send_within(session.stream, shared.clone(), bounds) {
                 Sent::Queued => {
                     queued += count;
                     // Another block may not fit: hold on before it is lost.
-                    let high = ctx
-                        .limits()
-                        .stream_queue_bytes_max
-                        .saturating_sub(block.len());
                     if wait
                         && !session.behind
                         && session.full_since.is_none()
-                        && ctx.queued_bytes(session.stream) > high
+                        && ctx.room_within(session.stream, bounds) < block.len()
                         && ctx.notify_when_drained(session.stream)
                     {
                         session.full_since = Some(now);
@@ -381,9 +383,15 @@ impl Sender {
                 }
                 Sent::Full => {
                     dropped += count;
-                    if self.config.slow_readers == SlowReaders::Disconnect {
+                    // When nothing waits for it, the shard is full: that is not its fault.
+                    let slow = ctx.queued_bytes(session.stream) > 0;
+                    if slow && self.config.slow_readers == SlowReaders::Disconnect {
                         late.push(session.stream);
-                    } else if wait {
+                        continue;
+                    }
+                    let yielded = ctx.yield_share(session.stream);
+                    self.counters.withdrawn.add(yielded.carried as u64);
+                    if wait {
                         // The shard's bound: `drained` will tell.
                         session.behind = true;
                     }
@@ -408,19 +416,19 @@ impl Sender {
         ctx.reset(stream);
     }
 
-    /// Gives a block to a group, as few sends as the kernel allows. At a set rate (`due`) what does
-    /// not fit is dropped, else it is not sent and the answer is `false`.
+    /// Gives a block to a group, as few sends as the kernel allows, and says how many messages of it.
+    /// At a set rate (`due`) what does not fit is dropped, else it is not written.
     fn give_group(
         &mut self,
         ctx: &mut Context<'_, ()>,
         group: usize,
         intended: &[Nanos],
         due: bool,
-    ) -> bool {
+    ) -> u64 {
         let len = self.config.message_len;
         let at_once = ctx.segments_max(len).max(1);
         let (socket, source) = &mut self.groups[group];
-        let mut sent = false;
+        let mut sent = 0;
         for part in intended.chunks(at_once) {
             let block = Self::block(&mut self.spare, &self.config, source, part);
             let count = part.len() as u64;
@@ -437,7 +445,7 @@ impl Sender {
             }
             // Numbers go on past what was dropped: receivers see the gap.
             source.sequence += count;
-            sent = true;
+            sent += count;
             self.counters.deliveries.add(count);
             if queued {
                 self.counters.queued.add(count);
