@@ -17,5 +17,5 @@ pub use self::sender::{
     Group, PATIENCE, Rate, Sender, SenderConfig, SenderCounters, SenderSnapshot, Senders,
     SlowReaders,
 };
-pub use self::sequence::{Counts, Sequence, WINDOW};
+pub use self::sequence::{AHEAD_MAX, Counts, Sequence, WINDOW};
 pub use self::talk::{Talk, TalkCommand, TalkEvent, TalkReport, TalkRole};

@@ -72,10 +72,14 @@ impl Receiver {
             }
         };
         let (_, sequence) = &mut self.sequences[self.last];
-        if sequence.note(header.sequence) == Arrival::Fresh && recorder.measuring {
-            recorder.tally.bytes += u64::from(header.len);
-            let same = clock != 0 && clock == header.clock;
-            recorder.delivered(same.then(|| now.saturating_sub(header.intended)));
+        match sequence.note(header.sequence) {
+            Arrival::Fresh if recorder.measuring => {
+                recorder.tally.bytes += u64::from(header.len);
+                let same = clock != 0 && clock == header.clock;
+                recorder.delivered(same.then(|| now.saturating_sub(header.intended)));
+            }
+            Arrival::Foreign => recorder.tally.unknown += 1,
+            Arrival::Fresh | Arrival::Duplicate | Arrival::Ignored => {}
         }
     }
 }

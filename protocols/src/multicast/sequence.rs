@@ -9,6 +9,11 @@
 /// 65,536 numbers are 8 KiB for each receiver that needs them.
 pub const WINDOW: u64 = 65_536;
 
+/// How far ahead of the highest number a message may be: what a sender of ten million messages a
+/// second sends in a day. Who wants more is no sender of ours (anyone may send to a group), and one
+/// such datagram must not make the counts useless.
+pub const AHEAD_MAX: u64 = 1 << 40;
+
 const WORD_BITS: u64 = u64::BITS as u64;
 const WORDS: usize = (WINDOW / WORD_BITS) as usize;
 
@@ -36,6 +41,8 @@ pub enum Arrival {
     Duplicate,
     /// Older than what is counted, or than what is known.
     Ignored,
+    /// Further ahead than [`AHEAD_MAX`]: no message of this sequence.
+    Foreign,
 }
 
 /// See the [module's page](self).
@@ -105,6 +112,9 @@ impl Sequence {
         };
         if number >= self.next {
             let missing = number - self.next;
+            if missing > AHEAD_MAX {
+                return Arrival::Foreign;
+            }
             let (next, first) = (self.next, self.first);
             let seen = self.seen.get_or_insert_with(|| all_since(first, next));
             for number in self.next.max(number.saturating_sub(WINDOW))..number {
@@ -245,6 +255,23 @@ mod tests {
             ..Counts::default()
         };
         assert_eq!(sequence.counts(), expected);
+    }
+
+    /// One forged datagram must not take the counts with it.
+    #[test]
+    fn what_is_too_far_ahead_is_not_of_this_sequence() {
+        let mut sequence = Sequence::new();
+        for (number, arrival) in [
+            (0, Arrival::Fresh),
+            (u64::MAX, Arrival::Foreign),
+            (2 + AHEAD_MAX, Arrival::Foreign),
+            (1, Arrival::Fresh),
+            (2 + AHEAD_MAX, Arrival::Fresh),
+        ] {
+            assert_eq!(sequence.note(number), arrival, "{number}");
+        }
+        let counts = sequence.counts();
+        assert_eq!((counts.received, counts.lost), (3, AHEAD_MAX));
     }
 
     proptest! {
