@@ -79,7 +79,7 @@ impl Lines {
             let ends = piece.ends_with(b"\n");
             if self.skipping {
                 self.skipping = !ends;
-            } else if self.partial.len() + piece.len() > bytes_max {
+            } else if self.partial.len() + piece.len() + usize::from(!ends) > bytes_max {
                 self.partial = Vec::new();
                 self.skipping = !ends;
                 cut.too_long += 1;
@@ -130,6 +130,9 @@ mod tests {
             (&["12345678\nx\n"], &["x\n"], 1, false, ""),
             (&["1234", "5678", "90\nx\n"], &["x\n"], 1, false, ""),
             (&["123456789", "\n", "x"], &[], 1, false, "x\n"),
+            (&["1234567"], &[], 0, false, "1234567\n"),
+            // With the end that it gets it would be past the bound.
+            (&["12345678"], &[], 1, false, ""),
             (&["a\n!\nb\n"], &["a\n!\n"], 0, true, ""),
             (&["!", "\r\n"], &["!\r\n"], 0, true, ""),
             (&["!!\n! \n"], &["!!\n! \n"], 0, false, ""),
