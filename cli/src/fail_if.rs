@@ -597,7 +597,6 @@ mod tests {
                 Unit::ByteRate => "MiB/s",
                 Unit::BitRate => "Mbit/s",
                 Unit::Ratio => "%",
-                Unit::BitRate => "Mbit/s",
                 Unit::Count => "k",
             };
             let text = format!(" {} {} {value}{unit} ", metric.name, Operator::ALL[operator].0);
