@@ -5,7 +5,7 @@
 //! read is put off until the program is in the foreground.
 
 use std::fs::File;
-use std::io::{self, BufRead as _, IsTerminal as _, Read as _, Stdin};
+use std::io::{self, BufRead, IsTerminal as _, Read as _, Stdin};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -17,7 +17,10 @@ use nix::sys::signal::{SigSet, Signal};
 use nix::unistd::{getpgrp, tcgetpgrp};
 
 /// A longer line is taken as several; nobody types one.
-const LINE_BYTES_MAX: u64 = 60_000;
+const LINE_BYTES_MAX: usize = 60_000;
+/// Of a piece that is not the last of its line so much goes with the next one, so that no piece
+/// looks like a word, or like the empty line: '!' with CR LF is 3.
+const REST_BYTES_MIN: usize = 4;
 /// Lines that wait for the control thread; then the reader waits, and so does who writes.
 const LINES_MAX: usize = 64;
 /// How soon a program that came to the foreground listens to its terminal.
@@ -91,21 +94,8 @@ fn read(sender: &SyncSender<Line>, control: &Thread) {
     let mut input = stdin.lock();
     let mut line = Vec::new();
     loop {
-        let read = input
-            .by_ref()
-            .take(LINE_BYTES_MAX)
-            .read_until(b'\n', &mut line);
-        let next = match read {
-            Ok(0) if line.is_empty() => Line::End,
-            Ok(_) => {
-                if line.ends_with(b"\n") {
-                    line.pop();
-                    if line.ends_with(b"\r") {
-                        line.pop();
-                    }
-                }
-                Line::Text(std::mem::take(&mut line))
-            }
+        let next = match next(&mut input, &mut line) {
+            Ok(next) => next,
             Err(_) if in_background() => {
                 std::thread::sleep(BACKGROUND_INTERVAL);
                 continue;
@@ -123,6 +113,64 @@ fn read(sender: &SyncSender<Line>, control: &Thread) {
     }
 }
 
+/// The next line, or piece of one; `line` has what was read of it before.
+fn next(input: &mut impl BufRead, line: &mut Vec<u8>) -> io::Result<Line> {
+    let room = LINE_BYTES_MAX.saturating_sub(line.len()) as u64;
+    let count = input.by_ref().take(room).read_until(b'\n', line)?;
+    if count == 0 && line.is_empty() {
+        return Ok(Line::End);
+    }
+    let mut rest = Vec::new();
+    if line.ends_with(b"\n") {
+        line.pop();
+        if line.ends_with(b"\r") {
+            line.pop();
+        }
+    } else if line.len() >= LINE_BYTES_MAX {
+        let mut cut = line.len() - REST_BYTES_MIN;
+        // Not within a character: of those there are at most three more bytes.
+        let within = |byte: u8| byte & 0xc0 == 0x80;
+        for _ in 0..3 {
+            cut -= usize::from(within(line[cut]));
+        }
+        rest = line.split_off(cut);
+    }
+    Ok(Line::Text(std::mem::replace(line, rest)))
+}
+
 fn in_background() -> bool {
     tcgetpgrp(io::stdin()).is_ok_and(|foreground| foreground != getpgrp())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// However long a line is, no part of it is taken for a word or for the empty line.
+    #[test]
+    fn a_long_line_comes_in_pieces_that_are_no_words() {
+        for (text, end) in [
+            ("", "\n"),
+            ("!", "\n"),
+            ("!", "\r\n"),
+            ("", "\r\n"),
+            ("!", ""),
+        ] {
+            for len in (LINE_BYTES_MAX - 5..LINE_BYTES_MAX + 3).chain([3 * LINE_BYTES_MAX - 9]) {
+                let whole = "ü".repeat(len / 2) + &"x".repeat(len % 2) + text;
+                let typed = whole.clone() + end;
+                let mut input = typed.as_bytes();
+                let mut line = Vec::new();
+                let mut got = String::new();
+                while let Line::Text(piece) = next(&mut input, &mut line).unwrap() {
+                    let piece = String::from_utf8(piece).expect("no character is cut");
+                    assert!(piece.len() > 1, "{piece:?} of {len} and {text:?}");
+                    assert!(piece.len() <= LINE_BYTES_MAX);
+                    // The end of a line belongs to none of its pieces.
+                    got += piece.trim_end();
+                }
+                assert_eq!(got, whole, "{len} and {text:?}");
+            }
+        }
+    }
 }
