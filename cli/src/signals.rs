@@ -1,13 +1,20 @@
-//! SIGINT and SIGTERM: the first asks for a clean end, the second ends at once. SIGHUP, for those
-//! who want it: look at the configuration again.
+//! SIGINT and SIGTERM: the first asks for a clean end, the second ends at once, also when the program
+//! itself is stuck, for instance because nobody reads its output. SIGHUP, for those who want it: look
+//! at the configuration again.
 
 use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread::Thread;
+use std::time::Duration;
 
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
+
+use crate::exit::Exit;
+
+/// How long after the second signal the program may take to end by itself.
+const FORCE_AFTER: Duration = Duration::from_secs(3);
 
 /// Counts the signals that ask the program to end.
 #[derive(Clone)]
@@ -43,6 +50,7 @@ impl EndRequests {
         std::thread::Builder::new()
             .name("signals".into())
             .spawn(move || {
+                let mut forced = false;
                 for signal in &mut signals {
                     if signal == SIGHUP {
                         counted.hangups.fetch_add(1, Ordering::SeqCst);
@@ -50,6 +58,13 @@ impl EndRequests {
                         counted.request();
                     }
                     control.unpark();
+                    if counted.count() >= 2 && !std::mem::replace(&mut forced, true) {
+                        // Should the control thread be gone by then, so is the program.
+                        let _ = std::thread::Builder::new().spawn(|| {
+                            std::thread::sleep(FORCE_AFTER);
+                            std::process::exit(Exit::Interrupted as i32);
+                        });
+                    }
                 }
             })?;
         Ok(requests)
