@@ -180,7 +180,7 @@ impl MulticastSettings {
             return usage("--ttl 0 reaches nobody: 1 stays on the link".into());
         }
         if !udp.is_empty() && !self.no_rate_cap {
-            self.check_rate()?;
+            self.check_rate(udp.len())?;
         }
         let interface = self.interface.as_deref();
         udp.into_iter()
@@ -192,17 +192,21 @@ impl MulticastSettings {
             .collect()
     }
 
-    fn check_rate(&self) -> Result<()> {
+    /// The cap is on what a link gets, so on all groups together.
+    fn check_rate(&self, groups: usize) -> Result<()> {
         let over = match self.rate.0 {
             Rate::Max => Some("as fast as possible may be".to_owned()),
-            Rate::PerSecond(rate) if rate > GROUP_RATE_MAX => {
-                Some(format!("{} is", units::format_rate(rate)))
+            Rate::PerSecond(rate) => {
+                let rate = rate * groups as f64;
+                let bytes = rate * self.size as f64;
+                if rate > GROUP_RATE_MAX {
+                    Some(format!("{} is", units::format_rate(rate)))
+                } else if bytes > GROUP_BYTE_RATE_MAX {
+                    Some(format!("{} is", units::format_byte_rate(bytes)))
+                } else {
+                    None
+                }
             }
-            Rate::PerSecond(rate) if rate * self.size as f64 > GROUP_BYTE_RATE_MAX => {
-                let bytes = units::format_byte_rate(rate * self.size as f64);
-                Some(format!("{bytes} is"))
-            }
-            Rate::PerSecond(_) => None,
         };
         match over {
             None => Ok(()),
@@ -421,8 +425,9 @@ mod tests {
             interface: flags.interface,
             ..flags.settings
         };
+        let endpoints = endpoint.split_whitespace().map(|one| one.parse().unwrap());
         settings
-            .groups(&[endpoint.parse().unwrap()])
+            .groups(&endpoints.collect::<Vec<_>>())
             .map_err(|error| error.to_string())
     }
 
@@ -442,6 +447,11 @@ mod tests {
             (
                 "--interface lo --rate 10001",
                 "udp://239.1.2.3:1",
+                "--no-rate-cap",
+            ),
+            (
+                "--interface lo --rate 6k",
+                "udp://239.1.2.3:1 udp://239.1.2.4:1",
                 "--no-rate-cap",
             ),
             (

@@ -13,6 +13,8 @@ use ringmill_engine::{
     ShardId, SocketId, StreamId, Transmit, error_name,
 };
 
+use crate::backlog::{Backlog, LOOK_INTERVAL};
+
 /// Between the end of a connection and the next attempt.
 pub const RECONNECT_DELAY: Nanos = 1_000_000_000;
 /// How long the end waits for answers.
@@ -23,6 +25,8 @@ pub const WAITING_BYTES_MAX: usize = 1 << 20;
 
 const RECONNECT: u64 = 0;
 const GIVE_UP: u64 = 1;
+/// Perhaps what was received has been shown.
+const LOOK: u64 = 2;
 
 /// What the control thread asks for.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -40,7 +44,7 @@ pub enum Command {
 pub enum Event {
     /// The connection stands.
     Connected(Address),
-    /// Bytes came.
+    /// Bytes came; once they are shown, [`Backlog::shown`] is to hear of it.
     Received(Vec<u8>),
     /// The connection is gone, or did not come about.
     Disconnected(&'static str),
@@ -74,6 +78,9 @@ pub struct Interactive {
     next: usize,
     datagrams: bool,
     report: Report,
+    backlog: Arc<Backlog>,
+    /// What is not read because too much waits to be shown.
+    paused: Option<Link>,
     link: Link,
     waiting: VecDeque<Vec<u8>>,
     waiting_bytes: usize,
@@ -84,12 +91,18 @@ pub struct Interactive {
 }
 
 impl Interactive {
-    /// A client of the first target that answers; `datagrams` instead of a stream.
+    /// A client of the first target that answers; `datagrams` instead of a stream. It reads no more
+    /// while `backlog` is full.
     ///
     /// # Panics
     /// Without a target.
     #[must_use]
-    pub fn new(targets: Vec<Address>, datagrams: bool, report: Report) -> Self {
+    pub fn new(
+        targets: Vec<Address>,
+        datagrams: bool,
+        report: Report,
+        backlog: Arc<Backlog>,
+    ) -> Self {
         assert!(
             !targets.is_empty(),
             "a client needs somewhere to connect to"
@@ -99,6 +112,8 @@ impl Interactive {
             next: 0,
             datagrams,
             report,
+            backlog,
+            paused: None,
             link: Link::Down,
             waiting: VecDeque::new(),
             waiting_bytes: 0,
@@ -144,6 +159,38 @@ impl Interactive {
                     Err(error) => self.lost(ctx, words(&error)),
                 }
             }
+        }
+    }
+
+    fn show(&self, message: &[u8]) {
+        self.backlog.add(message.len());
+        self.tell(Event::Received(message.to_vec()));
+    }
+
+    /// Reads no more while too much waits to be shown.
+    fn hold_on(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.paused == Some(self.link) || !self.backlog.is_full() {
+            return;
+        }
+        match self.link {
+            Link::Stream(stream) => ctx.pause(stream),
+            Link::Socket(socket) => ctx.set_socket_reading(socket, false),
+            Link::Down | Link::Opening(_) => return,
+        }
+        if self.paused.replace(self.link).is_none() {
+            ctx.set_timer(ctx.now() + LOOK_INTERVAL, LOOK);
+        }
+    }
+
+    fn look(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.backlog.is_full() {
+            ctx.set_timer(ctx.now() + LOOK_INTERVAL, LOOK);
+            return;
+        }
+        match self.paused.take() {
+            Some(Link::Stream(stream)) => ctx.resume(stream),
+            Some(Link::Socket(socket)) => ctx.set_socket_reading(socket, true),
+            _ => {}
         }
     }
 
@@ -230,8 +277,9 @@ impl Protocol for Interactive {
         self.send_waiting(ctx);
     }
 
-    fn received(&mut self, _ctx: &mut Context<'_, Command>, _stream: StreamId, data: Buffer) {
-        self.tell(Event::Received(data.to_vec()));
+    fn received(&mut self, ctx: &mut Context<'_, Command>, _stream: StreamId, data: Buffer) {
+        self.show(&data);
+        self.hold_on(ctx);
     }
 
     fn drained(&mut self, ctx: &mut Context<'_, Command>, _stream: StreamId) {
@@ -265,9 +313,10 @@ impl Protocol for Interactive {
             let stride = usize::from(datagram.stride).max(1);
             for message in datagram.data.chunks(stride) {
                 self.unanswered = self.unanswered.saturating_sub(1);
-                self.tell(Event::Received(message.to_vec()));
+                self.show(message);
             }
         }
+        self.hold_on(ctx);
         if self.ending {
             self.wind_up(ctx);
         }
@@ -289,6 +338,7 @@ impl Protocol for Interactive {
         match token {
             RECONNECT if self.link == Link::Down && !self.ending => self.open(ctx),
             GIVE_UP => self.end(),
+            LOOK => self.look(ctx),
             _ => {}
         }
     }

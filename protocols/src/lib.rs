@@ -5,6 +5,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod backlog;
 pub mod capacity;
 pub mod chat;
 pub mod control;

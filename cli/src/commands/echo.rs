@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use ringmill_engine::{Address, Controller, Engine, Limits, Service};
+use ringmill_protocols::backlog::Backlog;
 use ringmill_protocols::interactive::{Command, Event, Interactive, Report};
 
 use crate::args::DriverArg;
@@ -87,8 +88,15 @@ pub(super) fn talk(
         let _ = sender.send(event);
         woken.unpark();
     });
+    let backlog = Backlog::new();
+    let of_client = backlog.clone();
     let service = Service::new(name, move |_| {
-        Interactive::new(targets.clone(), datagrams, report.clone())
+        Interactive::new(
+            targets.clone(),
+            datagrams,
+            report.clone(),
+            of_client.clone(),
+        )
     });
     let controller = service.controller();
     let engine = Engine::builder()
@@ -113,6 +121,7 @@ pub(super) fn talk(
         signals,
         lines: console::lines(control)?,
         events,
+        backlog,
         screen: Screen::new(ends),
     };
     talk.go()
@@ -126,6 +135,7 @@ struct Talk<'a> {
     signals: EndRequests,
     lines: Receiver<Line>,
     events: Receiver<Event>,
+    backlog: std::sync::Arc<Backlog>,
     screen: Screen,
 }
 
@@ -137,7 +147,14 @@ impl Talk<'_> {
                 if let Event::Ended { unsent } = event {
                     return self.finish(unsent);
                 }
+                let bytes = match &event {
+                    Event::Received(bytes) => Some(bytes.len()),
+                    _ => None,
+                };
                 self.screen.show(self.endpoint, event);
+                if let Some(bytes) = bytes {
+                    self.backlog.shown(bytes);
+                }
             }
             if self.engine.has_ended() {
                 return self.finish(0);

@@ -3,11 +3,12 @@
 use std::io::{IsTerminal as _, Write as _};
 use std::net::SocketAddr;
 use std::sync::mpsc::{self, Receiver};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
 use clap::{Args, Subcommand};
 use ringmill_engine::{Controller, Engine, Limits, Service};
+use ringmill_protocols::backlog::Backlog;
 use ringmill_protocols::multicast::{Talk, TalkCommand, TalkEvent, TalkReport, TalkRole};
 
 use super::echo::printable;
@@ -15,13 +16,16 @@ use crate::args::DriverArg;
 use crate::console::{self, Input, Line};
 use crate::endpoint::{Endpoint, EndpointError, Scheme};
 use crate::exit::Exit;
-use crate::multicast::{group, try_group};
+use crate::multicast::{GROUP_BYTE_RATE_MAX, GROUP_RATE_MAX, group, try_group};
 use crate::signals::EndRequests;
 
 /// How soon the end of the engine itself is seen; everything else is seen at once.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// How soon a mailbox that is full is tried again.
 const POST_INTERVAL: Duration = Duration::from_millis(1);
+/// How far what is sent may be ahead of the capped rate: a sleep is not exact, and some lines that
+/// come together do no harm.
+const THROTTLE_AHEAD: Duration = Duration::from_millis(10);
 
 /// Flags of `ringmill multicast`.
 #[derive(Debug, Args)]
@@ -82,6 +86,10 @@ pub struct SendArgs {
     /// Also send to groups that leave the site or belong to someone.
     #[arg(long)]
     pub any_group: bool,
+
+    /// Send what is piped in as fast as it comes, not at 10,000 lines or 12.5 MB a second.
+    #[arg(long)]
+    pub no_rate_cap: bool,
 }
 
 fn parse_group(text: &str) -> Result<Endpoint, EndpointError> {
@@ -98,6 +106,7 @@ pub fn run(args: &MulticastArgs) -> Result<Exit> {
         End::Send(send) => (TalkRole::Send, &send.end, send.ttl, send.any_group),
         End::Receive(end) => (TalkRole::Receive, end, 1, true),
     };
+    let capped = matches!(&args.end, End::Send(send) if !send.no_rate_cap);
     let group = group(&end.group, end.interface.as_deref(), ttl, any_group)?;
     try_group(role, &end.group, &group, end.interface.as_deref())?;
     let control = std::thread::current();
@@ -109,7 +118,11 @@ pub fn run(args: &MulticastArgs) -> Result<Exit> {
         let _ = sender.send(event);
         woken.unpark();
     });
-    let service = Service::new("multicast", move |_| Talk::new(role, group, report.clone()));
+    let backlog = Backlog::new();
+    let of_end = backlog.clone();
+    let service = Service::new("multicast", move |_| {
+        Talk::new(role, group, report.clone(), of_end.clone())
+    });
     let controller = service.controller();
     let engine = Engine::builder()
         .driver(end.driver.into())
@@ -140,6 +153,8 @@ pub fn run(args: &MulticastArgs) -> Result<Exit> {
         signals,
         lines: listens.then(|| console::lines(control)).transpose()?,
         events,
+        backlog,
+        throttle: capped.then(|| Throttle::new(Instant::now())),
     }
     .go()
 }
@@ -152,6 +167,32 @@ struct Talker<'a> {
     signals: EndRequests,
     lines: Option<Receiver<Line>>,
     events: Receiver<TalkEvent>,
+    backlog: std::sync::Arc<Backlog>,
+    /// Without it lines go as fast as they come.
+    throttle: Option<Throttle>,
+}
+
+/// Holds what is piped in to the rate that a group may be sent without `--no-rate-cap`.
+struct Throttle {
+    /// When all that was sent would have gone at that rate.
+    free_at: Instant,
+}
+
+impl Throttle {
+    fn new(now: Instant) -> Self {
+        Self { free_at: now }
+    }
+
+    /// How long the next datagram has to wait.
+    fn wait(&self, now: Instant) -> Duration {
+        self.free_at.saturating_duration_since(now + THROTTLE_AHEAD)
+    }
+
+    /// A datagram of so many bytes has gone.
+    fn sent(&mut self, now: Instant, bytes: usize) {
+        let cost = (1.0 / GROUP_RATE_MAX).max(bytes as f64 / GROUP_BYTE_RATE_MAX);
+        self.free_at = self.free_at.max(now) + Duration::from_secs_f64(cost);
+    }
 }
 
 impl Talker<'_> {
@@ -169,7 +210,10 @@ impl Talker<'_> {
                     TalkEvent::Failed(why) => {
                         bail!("cannot use {}: {why}", self.endpoint);
                     }
-                    TalkEvent::Received(from, bytes) => show(from, &bytes),
+                    TalkEvent::Received(from, bytes) => {
+                        show(from, &bytes);
+                        self.backlog.shown(bytes.len());
+                    }
                     TalkEvent::NotSent(why) => eprintln!("ringmill: not sent: {why}"),
                     TalkEvent::Ended => {
                         // What is queued goes out before a graceful stop is over.
@@ -183,6 +227,12 @@ impl Talker<'_> {
                 self.engine.stop_now();
                 self.engine.join()?;
                 return Ok(Exit::Ok);
+            }
+            let throttle = self.throttle.as_ref();
+            let wait = throttle.map_or(Duration::ZERO, |throttle| throttle.wait(Instant::now()));
+            if !wait.is_zero() {
+                std::thread::park_timeout(wait.min(LOOK_INTERVAL));
+                continue;
             }
             let line = match &self.lines {
                 Some(lines) if !ending => lines.try_recv().ok(),
@@ -200,6 +250,9 @@ impl Talker<'_> {
                 Line::Text(_) => continue,
             };
             ending = command == TalkCommand::End;
+            if let (Some(throttle), TalkCommand::Send(bytes)) = (&mut self.throttle, &command) {
+                throttle.sent(Instant::now(), bytes.len());
+            }
             if command == TalkCommand::Restart {
                 eprintln!("ringmill: restarting... done");
             }
@@ -235,4 +288,30 @@ fn show(from: SocketAddr, bytes: &[u8]) {
         out.write_all(bytes).and_then(|()| out.write_all(b"\n"))
     }
     .and_then(|()| out.flush());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What a group gets in a second from who sends as often as the throttle lets them.
+    #[test]
+    fn what_is_piped_in_keeps_to_the_cap() {
+        for (bytes, sent) in [(1, 10_100), (1250, 10_100), (12_500, 1010), (60_000, 211)] {
+            let start = Instant::now();
+            let mut now = start;
+            let mut throttle = Throttle::new(start);
+            let mut count = 0;
+            while now < start + Duration::from_secs(1) {
+                match throttle.wait(now) {
+                    Duration::ZERO => {
+                        throttle.sent(now, bytes);
+                        count += 1;
+                    }
+                    wait => now += wait,
+                }
+            }
+            assert!((sent - 1..=sent + 1).contains(&count), "{bytes}: {count}");
+        }
+    }
 }

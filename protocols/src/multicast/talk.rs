@@ -12,6 +12,7 @@ use ringmill_engine::{
 };
 
 use super::sender::Group;
+use crate::backlog::{Backlog, LOOK_INTERVAL};
 
 /// Which end this is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +41,7 @@ pub enum TalkEvent {
     Open,
     /// It cannot be opened: in these words.
     Failed(&'static str),
-    /// A datagram came from this sender.
+    /// A datagram came from this sender; once it is shown, [`Backlog::shown`] is to hear of it.
     Received(SocketAddr, Vec<u8>),
     /// A datagram could not be sent.
     NotSent(&'static str),
@@ -53,6 +54,8 @@ pub type TalkReport = Arc<dyn Fn(TalkEvent) + Send + Sync>;
 
 const ENDED: u64 = 0;
 const CLOSE: u64 = 1;
+/// Perhaps what was received has been shown.
+const LOOK: u64 = 2;
 /// After a restart the old socket still sends what was typed before: a turn takes less.
 const LINGER: Nanos = 100_000_000;
 
@@ -61,19 +64,24 @@ pub struct Talk {
     role: TalkRole,
     group: Group,
     report: TalkReport,
+    backlog: Arc<Backlog>,
+    /// A timer looks whether the backlog has room again.
+    is_looking: bool,
     socket: Option<SocketId>,
     /// Sockets of before a restart, oldest first.
     closing: VecDeque<SocketId>,
 }
 
 impl Talk {
-    /// An end at `group`.
+    /// An end at `group`. It reads no more while `backlog` is full: what comes then is lost.
     #[must_use]
-    pub fn new(role: TalkRole, group: Group, report: TalkReport) -> Self {
+    pub fn new(role: TalkRole, group: Group, report: TalkReport, backlog: Arc<Backlog>) -> Self {
         Self {
             role,
             group,
             report,
+            backlog,
+            is_looking: false,
             socket: None,
             closing: VecDeque::new(),
         }
@@ -124,13 +132,20 @@ impl Protocol for Talk {
 
     fn datagrams(
         &mut self,
-        _ctx: &mut Context<'_, TalkCommand>,
-        _socket: SocketId,
+        ctx: &mut Context<'_, TalkCommand>,
+        socket: SocketId,
         batch: &mut Vec<Datagram>,
     ) {
         for datagram in batch.drain(..) {
             for message in datagram.iter() {
+                self.backlog.add(message.len());
                 (self.report)(TalkEvent::Received(datagram.peer, message.to_vec()));
+            }
+        }
+        if self.backlog.is_full() {
+            ctx.set_socket_reading(socket, false);
+            if !std::mem::replace(&mut self.is_looking, true) {
+                ctx.set_timer(ctx.now() + LOOK_INTERVAL, LOOK);
             }
         }
     }
@@ -140,10 +155,22 @@ impl Protocol for Talk {
     }
 
     fn timer(&mut self, ctx: &mut Context<'_, TalkCommand>, token: u64) {
-        if token == ENDED {
-            (self.report)(TalkEvent::Ended);
-        } else if let Some(socket) = self.closing.pop_front() {
-            ctx.close_socket(socket);
+        match token {
+            ENDED => (self.report)(TalkEvent::Ended),
+            LOOK if self.backlog.is_full() => {
+                ctx.set_timer(ctx.now() + LOOK_INTERVAL, LOOK);
+            }
+            LOOK => {
+                self.is_looking = false;
+                if let Some(socket) = self.socket {
+                    ctx.set_socket_reading(socket, true);
+                }
+            }
+            _ => {
+                if let Some(socket) = self.closing.pop_front() {
+                    ctx.close_socket(socket);
+                }
+            }
         }
     }
 
