@@ -85,15 +85,20 @@ fn assert_clean(report: &Value, receivers: u64, rate: u64, context: &str) {
     assert_eq!(report["errors"], serde_json::json!({}), "{context}");
 }
 
-/// IPv6 groups are tested over a link: loopback has no route to them.
-const GROUP: &str = "udp://239.255.71.1:33341";
+/// A group of one test alone: tests run side by side, perhaps in several checkouts. IPv6 groups are
+/// tested over a link: loopback has no route to them.
+fn group(number: u8) -> String {
+    let port = 20_000 + std::process::id() % 10_000;
+    format!("udp://239.255.71.{number}:{port}")
+}
 
 #[test]
 fn every_receiver_gets_every_message() {
     let folder = tempfile::tempdir().expect("a folder");
     let path = format!("unix:{}/feed", folder.path().display());
+    let group = group(1);
     for driver in drivers() {
-        let endpoints = ["tcp://127.0.0.1:0", "tcp://[::1]:0", &path, GROUP];
+        let endpoints = ["tcp://127.0.0.1:0", "tcp://[::1]:0", &path, &group];
         let flags = ["--rate", "500", "--interface", "lo", "--driver", driver];
         let sender = Sender::start(&endpoints, &flags);
         for endpoint in &sender.endpoints {
@@ -228,7 +233,7 @@ fn as_fast_as_possible_loses_nothing_that_is_not_counted() {
             "--driver",
             driver,
         ];
-        for endpoint in ["tcp://127.0.0.1:0", GROUP] {
+        for endpoint in ["tcp://127.0.0.1:0", &group(3)] {
             let sender = Sender::start(&[endpoint], &flags);
             let mut flags = vec!["-c", "4", "--driver", driver];
             if endpoint.starts_with("udp") {
@@ -311,13 +316,13 @@ fn typed_lines_come_out_at_the_other_end() {
     use std::io::{BufRead as _, BufReader};
     for driver in drivers() {
         {
-            let group = "239.255.71.2:33342";
+            let group = group(2);
             let end = |verb: &str| {
                 let mut child = command()
                     .args([
                         "multicast",
                         verb,
-                        group,
+                        &group,
                         "--interface",
                         "lo",
                         "--driver",
