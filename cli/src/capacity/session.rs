@@ -14,6 +14,7 @@ use ringmill_protocols::capacity::client::{
 use ringmill_protocols::capacity::intervals::{InterfaceRate, Interval};
 use ringmill_protocols::capacity::summary::{Gatherer, Results};
 use ringmill_protocols::capacity::time::{Instants, WallTime};
+use ringmill_protocols::capacity::transmit::engine_limits;
 
 use super::interface::Interface;
 use super::recording::Recorder;
@@ -208,7 +209,7 @@ pub fn run(
         placement = launch::place(&engine_args, None, false)?;
     }
     let shards = placement.plan.shards.len() as u16;
-    let mut builder = launch::builder(&engine_args, Limits::default(), &placement);
+    let mut builder = launch::builder(&engine_args, engine_limits(Limits::default()), &placement);
     let mut tests = Vec::new();
     for plan in plans {
         let (test, service) = Test::new(plan, shards)?;

@@ -9,13 +9,15 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 
+use rand::SeedableRng;
+use rand::rngs::SmallRng;
 use ringmill_engine::timer::TimerId;
 use ringmill_engine::{
     Context, Datagram, Nanos, Open, Payload, Protocol, ShardId, SocketId, Transmit,
 };
 
 use super::time::Instants;
-use super::transmit::{Blocks, Route};
+use super::transmit::Route;
 
 mod events;
 mod settings;
@@ -45,7 +47,8 @@ pub struct Client {
     settings: Arc<ClientSettings>,
     outlet: Arc<Outlet>,
     slots: Vec<Slot>,
-    blocks: Blocks,
+    /// Makes random payload, where that was agreed.
+    random: Option<SmallRng>,
 }
 
 /// One connection.
@@ -78,11 +81,10 @@ impl Client {
         });
         Self {
             slots: slots.collect(),
-            blocks: if settings.parameters.random_payload {
-                Blocks::random(settings.seed)
-            } else {
-                Blocks::zeros()
-            },
+            random: settings
+                .parameters
+                .random_payload
+                .then(|| SmallRng::seed_from_u64(settings.seed)),
             settings,
             outlet,
         }
@@ -188,8 +190,7 @@ impl Client {
         let class = agreed.parameters.dscp_ecn;
         let route = Route {
             socket,
-            peer: Some(agreed.peer),
-            source: None,
+            peer: agreed.peer,
             ecn: class & ECN_BITS,
         };
         ctx.set_socket_dscp(socket, class >> ECN_BITS.count_ones());
@@ -227,7 +228,7 @@ impl Client {
         };
         let around = Around {
             ctx,
-            blocks: &mut self.blocks,
+            random: self.random.as_mut(),
             outlet: &self.outlet,
             index: slot.index,
             at,

@@ -1,6 +1,7 @@
 //! A running connection of a client on its shard: what [`Connection`] wants done is done here, and
 //! what it says goes to the control thread.
 
+use rand::rngs::SmallRng;
 use ringmill_engine::{Context, Datagram, Payload, Transmit};
 
 use super::Command;
@@ -14,7 +15,7 @@ use crate::capacity::event::{End, Event, Sink};
 use crate::capacity::pdu::Authentication;
 use crate::capacity::sender::SenderSettings;
 use crate::capacity::time::Instants;
-use crate::capacity::transmit::{Blocks, Route};
+use crate::capacity::transmit::{Route, send};
 
 /// A running test connection.
 pub(super) struct Running {
@@ -31,7 +32,7 @@ pub(super) struct Running {
 /// What is around a running connection.
 pub(super) struct Around<'a, 'b> {
     pub(super) ctx: &'a mut Context<'b, Command>,
-    pub(super) blocks: &'a mut Blocks,
+    pub(super) random: Option<&'a mut SmallRng>,
     pub(super) outlet: &'a Outlet,
     pub(super) index: u8,
     pub(super) at: Instants,
@@ -91,10 +92,8 @@ impl Running {
     }
 
     pub(super) fn datagram(&mut self, datagram: &Datagram, around: Around<'_, '_>) {
-        let same = self.route.peer.is_some_and(|peer| {
-            peer.ip() == datagram.peer.ip() && peer.port() == datagram.peer.port()
-        });
-        if !same {
+        let (peer, from) = (self.route.peer, datagram.peer);
+        if (peer.ip(), peer.port()) != (from.ip(), from.port()) {
             return;
         }
         self.act(around, |connection, now, sink| {
@@ -189,15 +188,14 @@ struct Out<'s, 'a, 'b> {
 
 impl Sink for Out<'_, '_, '_> {
     fn burst(&mut self, burst: &Burst) -> u32 {
-        let Around { ctx, blocks, .. } = &mut self.around;
-        blocks.send(ctx, &self.route, burst)
+        let Around { ctx, random, .. } = &mut self.around;
+        send(ctx, &self.route, burst, random.as_deref_mut()).datagrams
     }
 
     fn pdu(&mut self, bytes: &[u8]) {
         let transmit = Transmit {
             ecn: self.route.ecn,
-            source: self.route.source,
-            ..Transmit::one(self.route.peer, Payload::from(bytes.to_vec()))
+            ..Transmit::one(Some(self.route.peer), Payload::from(bytes.to_vec()))
         };
         // A full socket loses it, as the network might.
         let _ = self.around.ctx.send_datagrams(self.route.socket, transmit);

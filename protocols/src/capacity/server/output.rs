@@ -1,97 +1,27 @@
-//! From a running test to its socket: bursts into pooled buffers, PDUs, counters, events.
+//! From a running test to its socket: bursts, PDUs, counters, events.
 //!
-//! A burst costs its headers: the rest of a buffer stays from the burst before, and one segmented
-//! send carries as many datagrams as fit. Nothing here waits; what finds no room is given back to the
-//! sender of the test.
+//! Nothing here waits; what finds no room is given back to the sender of the test.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::mpsc::TrySendError;
 
-use rand::RngCore;
 use rand::rngs::SmallRng;
-use ringmill_engine::{BufferMut, Context, Payload, SocketId, Transmit};
+use ringmill_engine::{Context, Payload, SocketId, Transmit};
 
 use super::control::Message;
 use super::event::{About, RecordBatch, ServerEvent};
 use super::settings::Settings;
 use super::shared::ShardShared;
 use crate::capacity::batch::LoadRecord;
-use crate::capacity::burst::{Burst, erase_headers};
+use crate::capacity::burst::Burst;
 use crate::capacity::connection::Half;
 use crate::capacity::event::{End, Event, Sink, TrialReport, Warning};
 use crate::capacity::rates::{HEADERS_BYTES_V4, HEADERS_BYTES_V6};
+use crate::capacity::transmit::{Queued, Route, send};
 
-/// The most payload of one UDP send over IPv4: 65,535 − 20 − 8.
-const SEND_BYTES_MAX: usize = 65_507;
 /// Load records that go to the writer together.
 const RECORDS_PER_BATCH: usize = 512;
-
-/// What is in a buffer that was filled before: the mark of its memory.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Filled {
-    /// Random bytes lie between the headers, else zeros.
-    random: bool,
-    /// Where the headers are.
-    stride: u16,
-    /// Up to where, in bytes.
-    len: u32,
-}
-
-impl Filled {
-    const KNOWN: u64 = 1 << 63;
-    const RANDOM: u64 = 1 << 62;
-
-    fn of(mark: u64) -> Option<Self> {
-        (mark & Self::KNOWN != 0).then_some(Self {
-            random: mark & Self::RANDOM != 0,
-            stride: (mark >> 32) as u16,
-            len: mark as u32,
-        })
-    }
-
-    fn mark(self) -> u64 {
-        let random = if self.random { Self::RANDOM } else { 0 };
-        Self::KNOWN | random | u64::from(self.stride) << 32 | u64::from(self.len)
-    }
-}
-
-/// Writes `count` datagrams of a burst into a buffer and returns their length. All between the
-/// headers is zeros, or random.
-fn write(
-    buffer: &mut BufferMut,
-    burst: &Burst,
-    from: u32,
-    count: u32,
-    random: Option<&mut SmallRng>,
-) -> usize {
-    let stride = burst.stride(from);
-    let is_random = random.is_some();
-    let before = Filled::of(buffer.mark()).filter(|before| before.random == is_random);
-    let kept = match (before, random) {
-        (None, Some(rng)) => {
-            rng.fill_bytes(buffer);
-            0
-        }
-        (None, None) => {
-            buffer.fill(0);
-            0
-        }
-        (Some(before), None) if before.stride != stride => {
-            erase_headers(&mut buffer[..before.len as usize], before.stride);
-            0
-        }
-        (Some(before), _) => before.len,
-    };
-    let len = burst.fill(buffer, from, count);
-    let filled = Filled {
-        random: is_random,
-        stride,
-        len: kept.max(len as u32),
-    };
-    buffer.set_mark(filled.mark());
-    len
-}
 
 /// See the [module's page](self).
 pub(super) struct Output<'a, 'c> {
@@ -199,33 +129,16 @@ pub(super) fn say(settings: &Settings, shown: &ShardShared, event: ServerEvent) 
 impl Sink for Output<'_, '_> {
     fn burst(&mut self, burst: &Burst) -> u32 {
         let count = burst.count();
-        let mut taken = 0;
-        let mut bytes = 0;
-        while taken < count {
-            let at_once = self.ctx.segments_max(usize::from(burst.stride(taken)));
-            let Some(mut buffer) = self.ctx.fill() else {
-                break;
-            };
-            let bytes_max = buffer.len().min(SEND_BYTES_MAX);
-            let part = burst.segments(taken, bytes_max, at_once as u32);
-            let rng = self.random_payload.then_some(&mut *self.rng);
-            let len = write(&mut buffer, burst, taken, part, rng);
-            let sent = self.ctx.send_datagrams(
-                self.socket,
-                Transmit {
-                    peer: Some(self.peer),
-                    source: None,
-                    ecn: self.ecn,
-                    stride: burst.stride(taken),
-                    data: Payload::Buffer(buffer.freeze(len)),
-                },
-            );
-            if !sent.is_queued() {
-                break;
-            }
-            taken += part;
-            bytes += len as u64;
-        }
+        let route = Route {
+            socket: self.socket,
+            peer: self.peer,
+            ecn: self.ecn,
+        };
+        let random = self.random_payload.then_some(&mut *self.rng);
+        let Queued {
+            datagrams: taken,
+            bytes,
+        } = send(self.ctx, &route, burst, random);
         let counters = &self.shown.counters;
         counters.tx_bursts.add(1);
         counters.tx_datagrams.add(taken.into());

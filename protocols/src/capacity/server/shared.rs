@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
-use std::time::Duration;
 
 use ringmill_engine::{Limits, Service, ShardId};
 
@@ -13,19 +12,7 @@ use super::counters::{Peaks, PeaksSnapshot, ServerCounters, ServerSnapshot};
 use super::replay::ReplayCache;
 use super::settings::Settings;
 use super::sources::Sources;
-
-/// What waits in the queue of a test's socket before a burst is refused: the sender then knows that
-/// this host is the limit, and what waits delays no measurement by much.
-const SOCKET_QUEUE_BYTES_MAX: usize = 1 << 20;
-/// Socket buffers to ask for, as OB-UDPST does.
-const SOCKET_BUFFER_BYTES: usize = 1_024_000;
-/// What arrives within a tick of the fastest senders is taken at once: a tenth of the unit in which
-/// delays are measured.
-const GATHER: Duration = Duration::from_micros(100);
-/// Buffers of 64 KiB for load: the largest burst of several tests in one turn. Memory on first use.
-const FILL_BUFFERS: u32 = 256;
-/// Receive buffers of 64 KiB: what arrives for many tests in one turn.
-const RECEIVE_BUFFERS: u32 = 1_024;
+use crate::capacity::transmit::engine_limits;
 
 /// See the [module's page](self).
 #[derive(Debug)]
@@ -84,14 +71,7 @@ impl CapacityServer {
     /// The bounds that an engine should keep for it, from those that it has otherwise.
     #[must_use]
     pub fn limits(limits: Limits) -> Limits {
-        Limits {
-            socket_queue_bytes_max: SOCKET_QUEUE_BYTES_MAX,
-            datagram_socket_buffer_bytes: SOCKET_BUFFER_BYTES,
-            fill_buffers: FILL_BUFFERS,
-            gather: GATHER,
-            datagram_buffers: RECEIVE_BUFFERS,
-            ..limits
-        }
+        engine_limits(limits)
     }
 
     /// What it goes by.
