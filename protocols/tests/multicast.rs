@@ -277,7 +277,8 @@ fn many_readers_that_stop_take_nothing_from_the_others() {
 /// message.
 #[test]
 fn what_a_group_was_not_sent_is_not_counted() {
-    for seed in seeds(SEEDS) {
+    // As fast as possible: each seed is a million datagrams.
+    for seed in seeds(4) {
         let mut world = World::new(seed, WorldConfig::default());
         let config = SenderConfig {
             groups: vec![Group {
