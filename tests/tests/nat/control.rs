@@ -196,8 +196,8 @@ fn clients_are_bounded() {
     clients.pop();
     until("room for another client", || {
         let mut client = Client::connect(nat.control());
-        client.write(b"clear\n");
-        (client.answer()?["ok"] == true).then_some(())
+        // One that is refused may be closed by now.
+        (client.try_write(b"clear\n") && client.answer()?["ok"] == true).then_some(())
     });
     for client in &mut clients {
         assert_eq!(client.ask("clear")["ok"], true);

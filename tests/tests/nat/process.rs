@@ -255,7 +255,12 @@ impl Client {
 
     /// Sends bytes as they are.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
-        self.0.get_mut().write_all(bytes).expect("it listens");
+        assert!(self.try_write(bytes), "it listens");
+    }
+
+    /// The same to one that may have closed: whether the bytes went out.
+    pub(crate) fn try_write(&mut self, bytes: &[u8]) -> bool {
+        self.0.get_mut().write_all(bytes).is_ok()
     }
 
     /// The next answer; `None` when it has closed.
