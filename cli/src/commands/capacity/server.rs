@@ -104,12 +104,12 @@ pub struct ServerArgs {
     pub test_ports: Option<RangeInclusive<u16>>,
 
     /// No datagrams above the default size; clients must say the same.
-    #[arg(long, help_heading = "Load")]
+    #[arg(long, short = 'j', help_heading = "Load")]
     pub no_jumbo: bool,
 
     /// Packets that fill an MTU of 1500; clients must say the same.
-    #[arg(long, help_heading = "Load")]
-    pub mtu_1500: bool,
+    #[arg(long, short = 'T', help_heading = "Load")]
+    pub traditional: bool,
 
     /// The highest row that a client may ask for.
     #[arg(long, value_name = "ROW", default_value_t = ROW_LAST, help_heading = "Load")]
@@ -129,7 +129,7 @@ pub struct ServerArgs {
 
     /// Fill the header checksum of all PDUs.
     #[arg(long, help_heading = "Load")]
-    pub checksum: bool,
+    pub checksums: bool,
 
     /// Send each datagram by itself.
     #[arg(long, help_heading = "Load")]
@@ -285,9 +285,9 @@ pub fn run(args: &ServerArgs) -> Result<Exit> {
             keys: keys.clone(),
             auth_optional: args.auth_optional,
             jumbo: !args.no_jumbo,
-            traditional: args.mtu_1500,
+            traditional: args.traditional,
             admission: total.within(listen.bandwidth_mbps),
-            fill_check_sum: args.checksum,
+            fill_check_sum: args.checksums,
             ..ServerSettings::default()
         };
         for address in launch::listen_addresses(&listen.endpoint)? {
