@@ -137,11 +137,44 @@ pub enum AddressError {
         endpoint: Endpoint,
     },
     /// The socket could not be bound.
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}: {source}{}", remedy(source))]
     Bind {
         /// Where.
         address: SocketAddr,
         /// What the kernel said.
         source: io::Error,
     },
+}
+
+/// What to do about an address that cannot be bound; nothing where the kernel's words say it.
+fn remedy(source: &io::Error) -> &'static str {
+    match source.kind() {
+        io::ErrorKind::AddrNotAvailable => {
+            "; this host has no such address, `ip addr` lists those it has"
+        }
+        io::ErrorKind::PermissionDenied => {
+            "; ports below net.ipv4.ip_unprivileged_port_start need root or CAP_NET_BIND_SERVICE"
+        }
+        _ => "",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_cannot_be_bound_says_what_to_do() {
+        for (errno, words) in [
+            (libc::EADDRNOTAVAIL, "`ip addr`"),
+            (libc::EACCES, "CAP_NET_BIND_SERVICE"),
+            (libc::EADDRINUSE, "in use"),
+        ] {
+            let error = AddressError::Bind {
+                address: ([192, 0, 2, 1], 80).into(),
+                source: io::Error::from_raw_os_error(errno),
+            };
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    }
 }
