@@ -543,4 +543,25 @@ mod tests {
             assert_eq!(streams_as_files(files), streams, "{files} files");
         }
     }
+
+    #[test]
+    fn a_flush_ends_before_a_fan_out_does_and_loses_nobody() {
+        let limits = Limits::default();
+        let bounds = limits.stream_queue();
+        let mut tables = Tables::new(0, limits.clone(), Arc::new(ShardMetrics::new(1)));
+        let streams = STREAMS_PER_FLUSH_MAX * 2 + 7;
+        for slot in 0..streams {
+            let id = tables.streams.insert(0, slot as i32, State::Open, 0);
+            let queued = vec![0; 1].into();
+            assert!(tables.streams.enqueue(id.index, queued, &limits, bounds, 0));
+        }
+        let mut sent = Vec::new();
+        for expected in [STREAMS_PER_FLUSH_MAX, STREAMS_PER_FLUSH_MAX, 7, 0] {
+            let before = sent.len();
+            tables.flush_streams(|_, index| sent.push(index));
+            assert_eq!(sent.len() - before, expected);
+        }
+        assert!(sent.is_sorted(), "in the order in which they got something");
+        assert_eq!(sent.len(), streams);
+    }
 }
