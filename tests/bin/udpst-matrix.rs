@@ -12,6 +12,9 @@ use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 /// Options and their values, in the words of the table.
 const OPTIONS: [(&str, &[&str]); 7] = [
     ("direction", &["up", "down"]),
@@ -389,8 +392,8 @@ impl Serving {
             std::thread::sleep(Duration::from_millis(20));
         }
         if code.is_none() {
-            // SAFETY: it only sends a signal to a child that has not been waited for.
-            unsafe { libc::kill(child.id() as i32, libc::SIGINT) };
+            // Not waited for yet, so the id is still its own.
+            let _ = kill(Pid::from_raw(child.id() as i32), Signal::SIGINT);
         }
         let text = output(child);
         if by_itself && code.is_none() {
