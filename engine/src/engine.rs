@@ -575,9 +575,9 @@ impl Builder {
         address: SocketAddr,
         shards: usize,
     ) -> io::Result<(Vec<OwnedFd>, SocketAddr)> {
-        let buffer = self.limits.datagram_socket_buffer_bytes;
+        let buffers = self.limits.datagram_socket_buffers;
         let open =
-            |local, share| socket::open_datagram(&Open { local, peer: None }, None, share, buffer);
+            |local, share| socket::open_datagram(&Open { local, peer: None }, None, share, buffers);
         if address.port() != 0 && !self.share_port {
             drop(open(address, Share::Alone)?);
         }

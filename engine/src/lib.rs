@@ -85,7 +85,7 @@
 //! | counters (connected sessions, bytes pending, sent, received) | [`Engine::service_totals`], [`Engine::metrics`] |
 //! | option no-delay | always on; options keep-alive, reuse address: `listen` reuses addresses, keep-alive is not offered: idle timeouts are ([`Limits::idle_timeout`]) |
 //! | option reuse port | each shard has its own socket; [`Builder::share_port`] lets other processes in |
-//! | receive and send buffer size | [`Limits::stream_pool_bytes`] for a whole shard; [`Limits::datagram_socket_buffer_bytes`] |
+//! | receive and send buffer size | [`Limits::stream_pool_bytes`] for a whole shard; [`Limits::datagram_socket_buffers`] |
 //! | send buffer limit (later releases) | [`Limits::stream_queue_bytes_max`], [`Limits::shard_queue_bytes_max`], in messages [`QueueBounds`] and [`Limits::shard_queue_messages_max`] |
 //! | setup, join and leave multicast group | [`Context::open_multicast`] with a [`Multicast`]; [`Context::close_socket`] leaves |
 //!
@@ -122,7 +122,7 @@ pub use engine::{
 };
 pub use holder::port_holder;
 pub use ids::{ListenerId, ServiceId, ShardId, SocketId, StreamId};
-pub use limits::{Dropped, Limits, QueueBounds};
+pub use limits::{Dropped, Limits, QueueBounds, SocketBufferSizes};
 pub use metrics::{ServiceSnapshot, ShardMetrics, ShardSnapshot};
 pub use payload::{Fanned, Payload};
 pub use protocol::{CONTROL, Closed, Protocol, Sent, error_name};

@@ -37,9 +37,18 @@ pub struct Limits {
     pub fill_buffers: u32,
     /// Messages that wait in the mailbox of one shard and service.
     pub mailbox_messages_max: usize,
-    /// Socket receive and send buffer to ask for on datagram sockets, bytes (the kernel may grant
-    /// less: `ringmill doctor` shows what).
-    pub datagram_socket_buffer_bytes: usize,
+    /// Socket buffers to ask for on datagram sockets.
+    pub datagram_socket_buffers: SocketBufferSizes,
+}
+
+/// The kernel's buffers of one socket, in bytes as asked for: it may grant less (`ringmill doctor`
+/// shows what), and counts twice as much for its own bookkeeping.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct SocketBufferSizes {
+    /// What waits for the shard. With CAP_NET_ADMIN the ceiling `net.core.rmem_max` does not count.
+    pub receive_bytes: usize,
+    /// What waits for the network card; more than `net.core.wmem_max` is never granted.
+    pub send_bytes: usize,
 }
 
 impl Limits {
@@ -72,7 +81,10 @@ impl Default for Limits {
             datagram_buffers: 128,
             fill_buffers: 64,
             mailbox_messages_max: 4096,
-            datagram_socket_buffer_bytes: 4 << 20,
+            datagram_socket_buffers: SocketBufferSizes {
+                receive_bytes: 4 << 20,
+                send_bytes: 4 << 20,
+            },
         }
     }
 }

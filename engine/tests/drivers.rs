@@ -15,7 +15,7 @@ use ringmill_engine::uring::{self, Feature};
 use ringmill_engine::{
     Address, Buffer, Builder, CONTROL, Closed, Connect, Context, Controller, Datagram,
     DriverChoice, Engine, Limits, ListenerId, Multicast, Notice, Open, Payload, Protocol, Service,
-    ServiceSnapshot, ShardId, SocketId, StartError, StreamId, Transmit,
+    ServiceSnapshot, ShardId, SocketBufferSizes, SocketId, StartError, StreamId, Transmit,
 };
 
 /// Nothing here takes long; a test that waits for so long hangs.
@@ -1367,7 +1367,10 @@ fn datagrams_wait_for_room(setting: &Setting) {
     const COUNT: u32 = 500;
     for stop_early in [false, true] {
         let limits = Limits {
-            datagram_socket_buffer_bytes: 32 << 10,
+            datagram_socket_buffers: SocketBufferSizes {
+                receive_bytes: 32 << 10,
+                send_bytes: 32 << 10,
+            },
             drain_timeout: 10 * HANG,
             ..Limits::default()
         };

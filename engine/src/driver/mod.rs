@@ -165,12 +165,12 @@ impl Multicast {
     /// no part, ENETUNREACH where no route leads to the group, ENOBUFS past
     /// `net.ipv4.igmp_max_memberships` groups of one socket.
     pub fn probe(&self, open: &Open) -> io::Result<()> {
-        let buffer = Limits::default().datagram_socket_buffer_bytes;
+        let buffers = Limits::default().datagram_socket_buffers;
         crate::sys::socket::open_datagram(
             open,
             Some(self),
             crate::sys::socket::Share::Alone,
-            buffer,
+            buffers,
         )
         .map(drop)
     }

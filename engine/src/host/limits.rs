@@ -4,6 +4,8 @@
 use serde::Serialize;
 use socket2::{Domain, SockRef, Socket, Type};
 
+use crate::sys::socket::ask_receive_buffer;
+
 use super::read::{Limit, Reading, Root, parse_ranges, ranges_len};
 
 /// Limits on files and memory of this process and this kernel.
@@ -87,8 +89,7 @@ impl SocketBuffers {
             wmem_max_bytes: root.sysctl("net.core.wmem_max"),
             asked_bytes: SOCKET_BUFFER_ASKED_BYTES,
             receive_granted_bytes: granted(|socket| {
-                let socket = SockRef::from(socket);
-                socket.set_recv_buffer_size(SOCKET_BUFFER_ASKED_BYTES as usize)?;
+                ask_receive_buffer(socket, SOCKET_BUFFER_ASKED_BYTES as usize)?;
                 socket.recv_buffer_size()
             }),
             send_granted_bytes: granted(|socket| {

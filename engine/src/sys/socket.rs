@@ -10,6 +10,7 @@ use std::time::Duration;
 use socket2::{Domain, Protocol, SockAddr, SockRef, Socket, Type};
 
 use crate::driver::{Address, Connect, Multicast, Open};
+use crate::limits::SocketBufferSizes;
 
 /// Connections that wait to be accepted: the kernel caps it at net.core.somaxconn.
 const BACKLOG: i32 = 65_535;
@@ -106,12 +107,24 @@ pub(crate) fn socket_address(address: &Address) -> io::Result<SockAddr> {
     }
 }
 
+/// Asks for a receive buffer: past `net.core.rmem_max` where this process may (CAP_NET_ADMIN), else
+/// what that allows; less is not an error.
+pub(crate) fn ask_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<()> {
+    let forced = i32::try_from(bytes).is_ok_and(|bytes| {
+        set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, bytes).is_ok()
+    });
+    if forced {
+        return Ok(());
+    }
+    socket.set_recv_buffer_size(bytes)
+}
+
 /// A UDP socket that asks for coalescing, ECN bits and the local address of each datagram.
 pub(crate) fn open_datagram(
     open: &Open,
     multicast: Option<&Multicast>,
     share: Share,
-    buffer_bytes: usize,
+    buffers: SocketBufferSizes,
 ) -> io::Result<OwnedFd> {
     let local = open.local;
     let socket = Socket::new(Domain::for_address(local), Type::DGRAM, Some(Protocol::UDP))?;
@@ -120,9 +133,8 @@ pub(crate) fn open_datagram(
     if local.is_ipv6() {
         socket.set_only_v6(true)?;
     }
-    // The kernel grants what net.core.rmem_max and wmem_max allow; less is not an error.
-    socket.set_recv_buffer_size(buffer_bytes)?;
-    socket.set_send_buffer_size(buffer_bytes)?;
+    ask_receive_buffer(&socket, buffers.receive_bytes)?;
+    socket.set_send_buffer_size(buffers.send_bytes)?;
     // Coalescing and ECN are worth having and not worth failing for.
     let _ = set_option(&socket, libc::SOL_UDP, libc::UDP_GRO, 1);
     if local.is_ipv4() {

@@ -34,7 +34,7 @@ Datagrams
        -j            no jumbo datagrams, -T packets of 1500 bytes: as on the other end
   C/S  -X            random payload
   C/S  -m OCTET      DSCP and ECN, as 184 or 0xb8 [0; server 255]
-       -b BYTES      socket buffers to ask for [1024000]
+       -b BYTES      socket buffers to ask for [receive 16777216, send 1024000]
        -n            numbers of datagrams that were not sent are not used again
 Authentication
        -a KEY        key of up to 64 characters

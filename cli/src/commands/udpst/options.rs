@@ -48,8 +48,6 @@ const TEST_TIME_S_MAX: i32 = 3600;
 const SUB_INTERVAL_MS_MIN: i32 = 100;
 /// Most sub-intervals of a test.
 pub const SUB_INTERVALS_MAX: i32 = TEST_TIME_S_MAX * 1000 / SUB_INTERVAL_MS_MIN;
-/// Socket buffers that are asked for when none are, in bytes.
-const SOCKET_BUFFER_BYTES_DEFAULT: u32 = 1_024_000;
 /// Size of the log at which it is started anew, in bytes.
 const LOG_BYTES_DEFAULT: u64 = 1_000_000;
 /// How often a server's statistics are summed up.
@@ -189,8 +187,8 @@ pub struct Options {
     pub sub_interval_ms: u16,
     /// `-A`.
     pub algorithm: Algorithm,
-    /// `-b`: socket buffers in bytes, 0 for those of the system.
-    pub socket_buffer_bytes: u32,
+    /// `-b`: socket buffers in bytes; without it, or with 0, the choice of this program.
+    pub socket_buffer_bytes: Option<u32>,
     /// `-L`: low threshold in ms.
     pub low_thresh_ms: u16,
     /// `-U`: upper threshold in ms.
@@ -375,7 +373,7 @@ impl Options {
             },
             sub_interval_ms: SUB_INTERVAL_MS_DEFAULT,
             algorithm: Algorithm::B,
-            socket_buffer_bytes: SOCKET_BUFFER_BYTES_DEFAULT,
+            socket_buffer_bytes: None,
             low_thresh_ms: LOW_THRESH_MS_DEFAULT,
             upper_thresh_ms: UPPER_THRESH_MS_DEFAULT,
             trial_interval_ms: TRIAL_INTERVAL_MS_DEFAULT,
@@ -498,7 +496,11 @@ impl Options {
                     }
                 };
             }
-            b'b' => self.socket_buffer_bytes = number(0, 16_777_216)? as u32,
+            b'b' => {
+                // Zero is the system's default there; here the choice is left to this program.
+                let bytes = number(0, 16_777_216)? as u32;
+                self.socket_buffer_bytes = (bytes > 0).then_some(bytes);
+            }
             b'L' => self.low_thresh_ms = number(1, 10_000)? as u16,
             b'U' => self.upper_thresh_ms = number(1, 10_000)? as u16,
             b'F' => self.trial_interval_ms = number(5, 250)? as u16,

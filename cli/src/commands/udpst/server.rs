@@ -12,7 +12,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use ringmill_engine::{Address, Engine, Limits};
+use ringmill_engine::{Address, Engine, Limits, SocketBufferSizes};
 use ringmill_protocols::capacity::admission::Admission;
 use ringmill_protocols::capacity::event::{End, Warning};
 use ringmill_protocols::capacity::intervals::{InterfaceRate, Interval};
@@ -96,8 +96,11 @@ fn serve(
         max_connections: placement.connections_max,
         ..Limits::default()
     });
-    if options.socket_buffer_bytes > 0 {
-        limits.datagram_socket_buffer_bytes = options.socket_buffer_bytes as usize;
+    if let Some(bytes) = options.socket_buffer_bytes {
+        limits.datagram_socket_buffers = SocketBufferSizes {
+            receive_bytes: bytes as usize,
+            send_bytes: bytes as usize,
+        };
     }
     let bound = addresses
         .iter()

@@ -36,7 +36,7 @@ use crate::sys::io as calls;
 use crate::sys::poll::Poller;
 use crate::sys::socket::{self, Share};
 use crate::time::monotonic_now;
-use crate::{BufferMut, Limits, Nanos};
+use crate::{BufferMut, Limits, Nanos, SocketBufferSizes};
 
 /// One buffer that a protocol fills.
 const FILL_BUFFER_LEN: usize = 64 << 10;
@@ -48,7 +48,7 @@ pub(crate) struct Epoll {
     fill: Pool,
     datagrams: Option<Datagrams>,
     datagram_buffers: u32,
-    datagram_socket_buffer_bytes: usize,
+    datagram_socket_buffers: SocketBufferSizes,
     listeners: Vec<Listener>,
     accepting: bool,
     /// The files of streams and of datagram sockets, by index.
@@ -77,7 +77,7 @@ impl Epoll {
             fill: Pool::new(limits.fill_buffers, FILL_BUFFER_LEN)?,
             datagrams: None,
             datagram_buffers: limits.datagram_buffers,
-            datagram_socket_buffer_bytes: limits.datagram_socket_buffer_bytes,
+            datagram_socket_buffers: limits.datagram_socket_buffers,
             listeners: Vec::new(),
             accepting: true,
             stream_files: Vec::new(),
@@ -159,8 +159,8 @@ impl Driver for Epoll {
         open: &Open,
         multicast: Option<&Multicast>,
     ) -> io::Result<SocketId> {
-        let buffer_bytes = self.datagram_socket_buffer_bytes;
-        let fd = socket::open_datagram(open, multicast, Share::Alone, buffer_bytes)?;
+        let buffers = self.datagram_socket_buffers;
+        let fd = socket::open_datagram(open, multicast, Share::Alone, buffers)?;
         let local = socket::local_address(&fd)?;
         self.insert_socket(tables, service, fd, local)
     }

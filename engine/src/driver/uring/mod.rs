@@ -43,7 +43,7 @@ use crate::sys::eventfd::EventFdWaker;
 use crate::sys::message::{CONTROL_LEN, NAME_LEN};
 use crate::sys::socket::{self, Share};
 use crate::time::monotonic_now;
-use crate::{BufferMut, Limits, Nanos};
+use crate::{BufferMut, Limits, Nanos, SocketBufferSizes};
 
 pub use self::features::{Feature, Features, Unavailable};
 pub use self::slots::streams_per_ring;
@@ -102,7 +102,7 @@ pub(crate) struct Uring {
     streams: BufferRing,
     datagrams: Option<BufferRing>,
     datagram_buffers: u32,
-    datagram_socket_buffer_bytes: usize,
+    datagram_socket_buffers: SocketBufferSizes,
     fill: Pool,
     listeners: Vec<Listener>,
     accepting: bool,
@@ -187,7 +187,7 @@ impl Uring {
             streams,
             datagrams: None,
             datagram_buffers: limits.datagram_buffers,
-            datagram_socket_buffer_bytes: limits.datagram_socket_buffer_bytes,
+            datagram_socket_buffers: limits.datagram_socket_buffers,
             fill: Pool::new(limits.fill_buffers, FILL_BUFFER_LEN)?,
             listeners: Vec::new(),
             accepting: true,
@@ -298,8 +298,8 @@ impl Driver for Uring {
         open: &Open,
         multicast: Option<&Multicast>,
     ) -> io::Result<SocketId> {
-        let buffer_bytes = self.datagram_socket_buffer_bytes;
-        let fd = socket::open_datagram(open, multicast, Share::Alone, buffer_bytes)?;
+        let buffers = self.datagram_socket_buffers;
+        let fd = socket::open_datagram(open, multicast, Share::Alone, buffers)?;
         let local = socket::local_address(&fd)?;
         self.insert_socket(tables, service, fd, local)
     }
