@@ -9,8 +9,8 @@ use std::sync::mpsc::TrySendError;
 use rand::rngs::SmallRng;
 use ringmill_engine::{Context, Payload, SocketId, Transmit};
 
-use super::control::Message;
 use super::event::{About, RecordBatch, ServerEvent};
+use super::handover::Message;
 use super::settings::Settings;
 use super::shared::ShardShared;
 use crate::capacity::batch::LoadRecord;
