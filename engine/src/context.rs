@@ -1,6 +1,7 @@
 //! What a protocol may do: the handle that every handler is given.
 
 use std::io;
+use std::net::SocketAddr;
 
 use crate::driver::{Close, Connect, Multicast, Open};
 use crate::ids::{ServiceId, ShardId, SocketId, StreamId};
@@ -378,6 +379,20 @@ impl<M: Send + 'static> Context<'_, M> {
             self.core
                 .driver
                 .read_socket(&mut self.core.tables, socket.index, on);
+        }
+    }
+
+    /// Fixes the peer of a datagram socket (connect(2)): the kernel then looks for the way once and
+    /// not for each datagram, drops what others send, and tells errors of the path by
+    /// [`Protocol::socket_error`](crate::Protocol::socket_error). Sends may name the peer or not.
+    ///
+    /// It only makes sends cheaper: a socket that cannot be connected stays as it is.
+    pub fn connect_socket(&mut self, socket: SocketId, peer: SocketAddr) {
+        let socket_of = self.core.tables.sockets.get(socket);
+        if socket_of.is_some_and(|entry| entry.ipv6 == peer.is_ipv6()) {
+            self.core
+                .driver
+                .connect_socket(&mut self.core.tables, socket.index, peer);
         }
     }
 

@@ -138,6 +138,8 @@ pub(crate) struct Socket {
     /// Differentiated services code point of all that it sends.
     pub(crate) dscp: u8,
     pub(crate) ipv6: bool,
+    /// The peer that the kernel knows: what goes there needs no name.
+    pub(crate) connected: Option<SocketAddr>,
     /// The listening endpoint of the service, for sockets that the engine bound.
     pub(crate) endpoint: Option<u16>,
     pub(crate) local: SocketAddr,
@@ -161,6 +163,15 @@ pub(crate) struct Sockets {
 
 /// Queues kept in reserve: about as many as sockets send in one turn.
 const SPARE_QUEUES_MAX: usize = 256;
+
+/// The name that a datagram to `peer` needs on a socket that is connected, or not.
+#[inline]
+pub(crate) fn name_of(
+    peer: Option<SocketAddr>,
+    connected: Option<SocketAddr>,
+) -> Option<SocketAddr> {
+    peer.filter(|_| peer != connected)
+}
 
 impl Sockets {
     pub(crate) fn live(&self) -> usize {
@@ -188,6 +199,7 @@ impl Sockets {
             no_gso: false,
             dscp: 0,
             ipv6: local.is_ipv6(),
+            connected: None,
             endpoint: None,
             local,
             tag: 0,

@@ -67,6 +67,7 @@ on_each_driver! {
     a_burst_is_counted_by_datagrams,
     odd_sizes_of_datagrams,
     more_datagrams_than_buffers,
+    a_connected_socket_has_one_peer,
     datagrams_wait_for_room,
     a_group_reaches_all_its_members,
     a_group_that_cannot_be_joined_is_an_error,
@@ -203,6 +204,8 @@ impl Protocol for Echo {
 enum Do {
     Connect(Connect),
     Open(Open),
+    /// Connect the datagram socket.
+    Fix(SocketAddr),
     OpenMulticast(Open, Multicast),
     Send(Vec<u8>),
     /// So many pieces of one byte each.
@@ -361,6 +364,7 @@ impl Protocol for Remote {
                 assert!(ctx.send(self.stream.unwrap(), bytes).is_queued());
                 ctx.close(self.stream.unwrap());
             }
+            Do::Fix(peer) => ctx.connect_socket(self.socket.unwrap(), peer),
             Do::SendDatagrams(peer, stride, bytes) => {
                 let data = Payload::from(bytes);
                 let transmit = Transmit {
@@ -1357,6 +1361,44 @@ fn a_shard_that_cannot_start_is_an_error(setting: &Setting) {
         }
         Err(other) => panic!("{other}"),
         Ok(_) => panic!("it started"),
+    }
+}
+
+/// Named or not, what is sent goes to the peer; others are not heard, but can still be sent to.
+fn a_connected_socket_has_one_peer(setting: &Setting) {
+    for ipv6 in [false, true] {
+        let rig = Rig::new(setting, Limits::default(), 1, |service| service);
+        let [peer, other] = [(); 2].map(|()| {
+            let socket = UdpSocket::bind(any_port(ipv6)).unwrap();
+            socket.set_read_timeout(Some(HANG)).unwrap();
+            socket
+        });
+        let [peer_at, other_at] = [&peer, &other].map(|socket| socket.local_addr().unwrap());
+        rig.tell(Do::Open(Open {
+            local: any_port(ipv6),
+            peer: None,
+        }));
+        let Seen::Bound(bound) = rig.next() else {
+            panic!("no socket");
+        };
+        // A family that cannot be connected to leaves the socket as it is.
+        rig.tell(Do::Fix(any_port(!ipv6)));
+        rig.tell(Do::Fix(peer_at));
+        for (to, heard_by) in [
+            (Some(peer_at), &peer),
+            (None, &peer),
+            (Some(other_at), &other),
+        ] {
+            rig.tell(Do::SendDatagrams(to, 3, b"abcdef".to_vec()));
+            for expected in [b"abc", b"def"] {
+                let mut heard = [0; 8];
+                let (len, from) = heard_by.recv_from(&mut heard).unwrap();
+                assert_eq!((&heard[..len], from), (&expected[..], bound));
+            }
+        }
+        other.send_to(b"no", bound).unwrap();
+        peer.send_to(b"yes", bound).unwrap();
+        rig.expect(&Seen::Datagrams(vec![b"yes".to_vec()]));
     }
 }
 

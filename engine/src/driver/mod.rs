@@ -462,6 +462,9 @@ pub(crate) trait Driver {
         multicast: Option<&Multicast>,
     ) -> io::Result<SocketId>;
 
+    /// Fixes the peer of a datagram socket; one that cannot be connected stays as it is.
+    fn connect_socket(&mut self, tables: &mut Tables, index: u32, peer: SocketAddr);
+
     /// Closes a datagram socket: what waits in its queue is dropped and counted, by
     /// [`Tables::close_socket`]. The entry leaves the table
     /// when the kernel has let go of it.

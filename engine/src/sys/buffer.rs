@@ -315,7 +315,7 @@ impl fmt::Debug for Buffer {
     }
 }
 
-/// A whole pooled buffer to be filled in place, then frozen and sent.
+/// A pooled buffer to be filled in place and sent, whole or piece by piece.
 pub struct BufferMut(Buffer);
 
 impl BufferMut {
@@ -345,6 +345,18 @@ impl BufferMut {
         }
     }
 
+    /// Takes the first `len` bytes off as a buffer that can be sent; what follows is still to be
+    /// filled. So several small sends share one buffer, and the cache holds them.
+    ///
+    /// # Panics
+    /// When the buffer is shorter than `len`.
+    #[must_use]
+    pub fn split_front(&mut self, len: usize) -> Buffer {
+        let front = self.0.slice(0..len);
+        self.0.advance(len);
+        front
+    }
+
     /// The first `len` bytes as a buffer that can be sent.
     ///
     /// # Panics
@@ -366,9 +378,10 @@ impl Deref for BufferMut {
 
 impl std::ops::DerefMut for BufferMut {
     fn deref_mut(&mut self) -> &mut [u8] {
-        self.0
-            .as_mut()
-            .expect("a BufferMut is the only handle on its buffer")
+        // SAFETY: this is the only handle on these bytes: it began as the only one on its buffer, it
+        // is neither cloned nor sliced but by `split_front`, which leaves it what follows the slice,
+        // and a slice is never widened. `as_mut` of such a slice is denied while this handle counts.
+        unsafe { std::slice::from_raw_parts_mut(self.0.pointer(), self.0.len as usize) }
     }
 }
 
@@ -414,6 +427,23 @@ mod tests {
         drop(copy);
         assert_eq!(&part[..], b"jell");
         assert!(Buffer::copied(b"").is_empty());
+    }
+
+    #[test]
+    fn pieces_of_a_buffer_that_is_being_filled_are_apart() {
+        let pool = Pool::new(1, 64).unwrap();
+        let mut rest = pool.fill().unwrap();
+        rest[..4].fill(1);
+        let mut first = rest.split_front(4);
+        rest.fill(2);
+        assert_eq!((rest.len(), &first[..]), (60, &[1; 4][..]));
+        assert!(first.as_mut().is_none(), "others hold the same memory");
+        let second = rest.split_front(60);
+        assert!(rest.is_empty());
+        drop((first, rest));
+        assert_eq!((pool.available(), &second[..]), (0, &[2; 60][..]));
+        drop(second);
+        assert_eq!(pool.available(), 1);
     }
 
     #[test]

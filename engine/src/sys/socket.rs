@@ -119,6 +119,11 @@ pub(crate) fn ask_receive_buffer(socket: &Socket, bytes: usize) -> io::Result<()
     socket.set_recv_buffer_size(bytes)
 }
 
+/// Fixes the peer of a UDP socket.
+pub(crate) fn connect_datagram(socket: &impl AsFd, peer: SocketAddr) -> io::Result<()> {
+    SockRef::from(socket).connect(&SockAddr::from(peer))
+}
+
 /// A UDP socket that asks for coalescing, ECN bits and the local address of each datagram.
 pub(crate) fn open_datagram(
     open: &Open,

@@ -10,7 +10,7 @@ use std::time::Duration;
 use rand::RngCore;
 use rand::rngs::SmallRng;
 use ringmill_engine::{
-    BufferMut, Context, Ecn, Limits, Payload, SocketBufferSizes, SocketId, Transmit,
+    Buffer, BufferMut, Context, Ecn, Limits, Payload, SocketBufferSizes, SocketId, Transmit,
 };
 
 use super::burst::{Burst, erase_headers};
@@ -70,39 +70,128 @@ pub struct Queued {
     pub bytes: u64,
 }
 
-/// Queues a burst, as few sends as hold it, with random bytes between the headers or with zeros.
-/// What is not queued found the socket full or every buffer of the shard in use.
-pub fn send<M: Send + 'static>(
-    ctx: &mut Context<'_, M>,
-    route: &Route,
-    burst: &Burst,
-    mut random: Option<&mut SmallRng>,
-) -> Queued {
-    let mut queued = Queued::default();
-    while queued.datagrams < burst.count() {
-        let stride = burst.stride(queued.datagrams);
-        let at_once = ctx.segments_max(usize::from(stride));
-        let Some(mut buffer) = ctx.fill() else {
-            break;
-        };
-        let bytes_max = buffer.len().min(SEND_BYTES_MAX);
-        let part = burst.segments(queued.datagrams, bytes_max, at_once as u32);
-        let random = random.as_deref_mut();
-        let len = write(&mut buffer, burst, queued.datagrams, part, random);
-        let transmit = Transmit {
-            peer: Some(route.peer),
-            source: None,
-            ecn: route.ecn,
-            stride,
-            data: Payload::Buffer(buffer.freeze(len)),
-        };
-        if !ctx.send_datagrams(route.socket, transmit).is_queued() {
-            break;
+/// Writes the load of all connections of a shard into pooled buffers. Bursts of the same size follow
+/// each other in one buffer: a thousand tests that send a datagram each keep the cache warm, where a
+/// buffer for each would throw it over.
+#[derive(Debug, Default)]
+pub struct Filler {
+    open: Option<Open>,
+}
+
+/// A buffer that has room left.
+#[derive(Debug)]
+struct Open {
+    rest: BufferMut,
+    /// How the whole buffer is laid out, and up to where headers are in it.
+    filled: Filled,
+    /// Where the rest begins, in bytes.
+    at: u32,
+}
+
+impl Filler {
+    /// Queues a burst, as few sends as hold it, with random bytes between the headers or with zeros.
+    /// What is not queued found the socket full or every buffer of the shard in use.
+    pub fn send<M: Send + 'static>(
+        &mut self,
+        ctx: &mut Context<'_, M>,
+        route: &Route,
+        burst: &Burst,
+        mut random: Option<&mut SmallRng>,
+    ) -> Queued {
+        let mut queued = Queued::default();
+        while queued.datagrams < burst.count() {
+            let from = queued.datagrams;
+            let stride = burst.stride(from);
+            let at_once = ctx.segments_max(usize::from(stride)) as u32;
+            let wanted =
+                burst.segments(from, SEND_BYTES_MAX, at_once) as usize * usize::from(stride);
+            let Some(open) = self.room(ctx, stride, wanted, random.as_deref_mut()) else {
+                break;
+            };
+            let bytes_max = open.rest.len().min(SEND_BYTES_MAX);
+            let part = burst.segments(from, bytes_max, at_once);
+            let data = open.write(burst, from, part);
+            let bytes = data.len() as u64;
+            let transmit = Transmit {
+                peer: Some(route.peer),
+                source: None,
+                ecn: route.ecn,
+                stride,
+                data: Payload::Buffer(data),
+            };
+            if !ctx.send_datagrams(route.socket, transmit).is_queued() {
+                break;
+            }
+            queued.datagrams += part;
+            queued.bytes += bytes;
         }
-        queued.datagrams += part;
-        queued.bytes += len as u64;
+        queued
     }
-    queued
+
+    /// A buffer laid out for datagrams of `stride` bytes that has `wanted` bytes left, or a fresh one.
+    fn room<M: Send + 'static>(
+        &mut self,
+        ctx: &mut Context<'_, M>,
+        stride: u16,
+        wanted: usize,
+        random: Option<&mut SmallRng>,
+    ) -> Option<&mut Open> {
+        let fits = self.open.as_ref().is_some_and(|open| {
+            open.filled.random == random.is_some()
+                && open.filled.stride == stride
+                && open.rest.len() >= wanted
+        });
+        if !fits {
+            // First the old one, so that it can be the next.
+            self.open = None;
+            self.open = Some(Open::new(ctx.fill()?, stride, random));
+        }
+        self.open.as_mut()
+    }
+}
+
+impl Open {
+    /// Lays a buffer out: all that is no header is zeros, or random.
+    fn new(mut rest: BufferMut, stride: u16, random: Option<&mut SmallRng>) -> Self {
+        let is_random = random.is_some();
+        let before = Filled::of(rest.mark()).filter(|before| before.random == is_random);
+        let len = match (before, random) {
+            (None, Some(rng)) => {
+                rng.fill_bytes(&mut rest);
+                0
+            }
+            (None, None) => {
+                rest.fill(0);
+                0
+            }
+            (Some(before), None) if before.stride != stride => {
+                erase_headers(&mut rest[..before.len as usize], before.stride);
+                0
+            }
+            (Some(before), _) => before.len,
+        };
+        Self {
+            rest,
+            filled: Filled {
+                random: is_random,
+                stride,
+                len,
+            },
+            at: 0,
+        }
+    }
+
+    /// Writes `count` datagrams of a burst, and goes on behind the last whole stride.
+    fn write(&mut self, burst: &Burst, from: u32, count: u32) -> Buffer {
+        let len = burst.fill(&mut self.rest, from, count);
+        let whole = (count as usize * usize::from(self.filled.stride)).min(self.rest.len());
+        self.at += whole as u32;
+        self.filled.len = self.filled.len.max(self.at);
+        self.rest.set_mark(self.filled.mark());
+        let mut data = self.rest.split_front(whole);
+        data.truncate(len);
+        data
+    }
 }
 
 /// What is in a buffer that was filled before: the mark of its memory.
@@ -132,41 +221,4 @@ impl Filled {
         let random = if self.random { Self::RANDOM } else { 0 };
         Self::KNOWN | random | u64::from(self.stride) << 32 | u64::from(self.len)
     }
-}
-
-/// Writes `count` datagrams of a burst into a buffer and returns their length. All between the
-/// headers is zeros, or random.
-fn write(
-    buffer: &mut BufferMut,
-    burst: &Burst,
-    from: u32,
-    count: u32,
-    random: Option<&mut SmallRng>,
-) -> usize {
-    let stride = burst.stride(from);
-    let is_random = random.is_some();
-    let before = Filled::of(buffer.mark()).filter(|before| before.random == is_random);
-    let kept = match (before, random) {
-        (None, Some(rng)) => {
-            rng.fill_bytes(buffer);
-            0
-        }
-        (None, None) => {
-            buffer.fill(0);
-            0
-        }
-        (Some(before), None) if before.stride != stride => {
-            erase_headers(&mut buffer[..before.len as usize], before.stride);
-            0
-        }
-        (Some(before), _) => before.len,
-    };
-    let len = burst.fill(buffer, from, count);
-    let filled = Filled {
-        random: is_random,
-        stride,
-        len: kept.max(len as u32),
-    };
-    buffer.set_mark(filled.mark());
-    len
 }

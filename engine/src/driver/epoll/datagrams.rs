@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use super::Epoll;
 use super::interest::{EDGE, ERR, HUP, IN, Kind, OUT, bit, word};
 use super::streams::keep;
-use crate::datagram::{Transmit, gathered, segments};
+use crate::datagram::{Transmit, gathered, name_of, segments};
 use crate::driver::{Event, Tables, segments_that_fit};
 use crate::ids::{ServiceId, SocketId};
 use crate::sys::batch::{Outgoing, ReceiveBatch, SEND_BATCH, SEND_PIECES_MAX, SendBatch};
@@ -153,7 +153,7 @@ impl Epoll {
             if datagrams.parts.is_empty() {
                 return;
             }
-            let (queue, dscp) = (&socket.queue, socket.dscp);
+            let (queue, dscp, connected) = (&socket.queue, socket.dscp, socket.connected);
             let messages = datagrams.parts.iter().map(|part| {
                 let transmit = &queue[part.transmit];
                 let all = queue.range(part.transmit..part.transmit + part.gathered);
@@ -162,7 +162,7 @@ impl Epoll {
                     _ => transmit.data.bytes(),
                 });
                 Outgoing {
-                    peer: transmit.peer,
+                    peer: name_of(transmit.peer, connected),
                     source: transmit.source,
                     class: message::traffic_class(dscp, transmit.ecn),
                     segment: (part.datagrams > 1).then_some(transmit.stride),

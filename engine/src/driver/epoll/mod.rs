@@ -15,6 +15,7 @@ mod streams;
 mod turn;
 
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::time::Duration;
@@ -162,7 +163,17 @@ impl Driver for Epoll {
         let buffers = self.datagram_socket_buffers;
         let fd = socket::open_datagram(open, multicast, Share::Alone, buffers)?;
         let local = socket::local_address(&fd)?;
-        self.insert_socket(tables, service, fd, local)
+        let id = self.insert_socket(tables, service, fd, local)?;
+        tables.sockets.at(id.index).connected = open.peer;
+        Ok(id)
+    }
+
+    fn connect_socket(&mut self, tables: &mut Tables, index: u32, peer: SocketAddr) {
+        let file = self.socket_files[index as usize].as_ref();
+        let connected = file.is_some_and(|file| socket::connect_datagram(file, peer).is_ok());
+        if connected {
+            tables.sockets.at(index).connected = Some(peer);
+        }
     }
 
     fn close_socket(&mut self, tables: &mut Tables, index: u32) {

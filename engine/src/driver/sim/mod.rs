@@ -57,6 +57,7 @@ mod world;
 
 use std::cell::RefCell;
 use std::io;
+use std::net::SocketAddr;
 use std::rc::Rc;
 use std::sync::Arc;
 
@@ -251,6 +252,15 @@ impl Driver for SimDriver {
         network.sockets.get_mut(&socket).expect("just bound").index = id.index;
         self.map_socket(id.index, socket);
         Ok(id)
+    }
+
+    fn connect_socket(&mut self, tables: &mut Tables, index: u32, peer: SocketAddr) {
+        tables.sockets.at(index).connected = Some(peer);
+        let socket = self.socket(index);
+        let mut network = self.network.borrow_mut();
+        if let Some(socket) = socket.and_then(|id| network.sockets.get_mut(&id)) {
+            socket.peer = Some(peer);
+        }
     }
 
     fn close_socket(&mut self, tables: &mut Tables, index: u32) {

@@ -11,7 +11,7 @@ use super::Uring;
 use super::requests::{Op, bit, slot_flags, tag};
 use super::ring::BufferRing;
 use super::turn::{Starved, WithoutData, without_data};
-use crate::datagram::{GATHERED_MAX, Transmit, gathered, segments};
+use crate::datagram::{GATHERED_MAX, Transmit, gathered, name_of, segments};
 use crate::driver::{Event, Tables, segments_that_fit};
 use crate::ids::{ServiceId, SocketId};
 use crate::sys::message::{self, Control, Name};
@@ -88,6 +88,38 @@ impl Uring {
         tables.sockets.at(id.index).driver = bits;
         self.arm_receive_message(tables, id.index);
         Ok(id)
+    }
+
+    /// Fixes a socket's peer. UDP connects within the submission, so that what is sent next in the
+    /// same one needs no name already.
+    pub(super) fn connect_datagrams(&mut self, tables: &mut Tables, index: u32, peer: SocketAddr) {
+        if self.connecting_sockets.contains_key(&index) {
+            // The kernel may still read the address of the connect before.
+            return;
+        }
+        let generation = tables.sockets.id(index).generation;
+        let address = Box::new(socket2::SockAddr::from(peer));
+        let socket = tables.sockets.at(index);
+        socket.connected = Some(peer);
+        socket.outstanding += 1;
+        let fd = types::Fd(socket.slot);
+        let entry = opcode::Connect::new(fd, address.as_ptr().cast(), address.len())
+            .build()
+            .flags(slot_flags(socket.driver))
+            .user_data(tag(Op::ConnectSocket, generation, index));
+        self.connecting_sockets.insert(index, address);
+        // SAFETY: the address is boxed and kept in `connecting_sockets` until the request has completed.
+        unsafe { self.push(&entry) };
+    }
+
+    pub(super) fn socket_connected(&mut self, tables: &mut Tables, index: u32, result: i32) {
+        self.connecting_sockets.remove(&index);
+        let socket = tables.sockets.at(index);
+        socket.outstanding -= 1;
+        if result < 0 {
+            socket.connected = None;
+        }
+        self.release_socket_if_done(tables, index);
     }
 
     pub(super) fn arm_receive_message(&mut self, tables: &mut Tables, index: u32) {
@@ -266,7 +298,7 @@ impl Uring {
         }
         memory.header.msg_iov = vectors.as_mut_ptr();
         memory.header.msg_iovlen = gathered;
-        match transmit.peer {
+        match name_of(transmit.peer, socket.connected) {
             Some(peer) => {
                 memory.name.set(peer, socket.ipv6);
                 memory.header.msg_name = memory.name.as_slice().as_ptr().cast_mut().cast();

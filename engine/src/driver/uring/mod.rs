@@ -17,6 +17,7 @@ mod turn;
 
 use std::collections::{HashMap, VecDeque};
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
@@ -125,6 +126,8 @@ pub(crate) struct Uring {
     /// Receives that found no buffer, to be armed again when there is one.
     starved: VecDeque<Starved>,
     connecting: HashMap<u32, Box<socket2::SockAddr>>,
+    /// The same of datagram sockets.
+    connecting_sockets: HashMap<u32, Box<socket2::SockAddr>>,
     capacity: usize,
     descriptors: usize,
     eventfd: Option<Arc<EventFdWaker>>,
@@ -206,6 +209,7 @@ impl Uring {
             receive_header,
             starved: VecDeque::new(),
             connecting: HashMap::new(),
+            connecting_sockets: HashMap::new(),
             capacity,
             descriptors: 0,
             eventfd: None,
@@ -301,7 +305,13 @@ impl Driver for Uring {
         let buffers = self.datagram_socket_buffers;
         let fd = socket::open_datagram(open, multicast, Share::Alone, buffers)?;
         let local = socket::local_address(&fd)?;
-        self.insert_socket(tables, service, fd, local)
+        let id = self.insert_socket(tables, service, fd, local)?;
+        tables.sockets.at(id.index).connected = open.peer;
+        Ok(id)
+    }
+
+    fn connect_socket(&mut self, tables: &mut Tables, index: u32, peer: SocketAddr) {
+        self.connect_datagrams(tables, index, peer);
     }
 
     fn close_socket(&mut self, tables: &mut Tables, index: u32) {

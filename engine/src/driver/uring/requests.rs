@@ -21,6 +21,8 @@ pub(super) enum Op {
     /// A datagram socket has room again.
     Writable,
     CloseSocket,
+    /// A datagram socket's peer is fixed.
+    ConnectSocket,
     Wake,
     /// A stream came from another shard.
     Adopt,
@@ -32,7 +34,7 @@ pub(super) enum Op {
     Ignore,
 }
 
-pub(super) const OPS: [Op; 15] = [
+pub(super) const OPS: [Op; 16] = [
     Op::Accept,
     Op::Receive,
     Op::Send,
@@ -43,6 +45,7 @@ pub(super) const OPS: [Op; 15] = [
     Op::ReceiveMessage,
     Op::Writable,
     Op::CloseSocket,
+    Op::ConnectSocket,
     Op::Wake,
     Op::Adopt,
     Op::HandOn,

@@ -181,6 +181,7 @@ impl Uring {
                 }
                 self.release_socket_if_done(tables, index);
             }
+            Op::ConnectSocket => self.socket_connected(tables, index, completion.result()),
             Op::Writable => self.writable(tables, index),
             Op::Wake if detail == 1 => {
                 self.eventfd_armed = false;

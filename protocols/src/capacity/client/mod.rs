@@ -17,7 +17,7 @@ use ringmill_engine::{
 };
 
 use super::time::Instants;
-use super::transmit::Route;
+use super::transmit::{Filler, Route};
 
 mod events;
 mod settings;
@@ -49,6 +49,7 @@ pub struct Client {
     slots: Vec<Slot>,
     /// Makes random payload, where that was agreed.
     random: Option<SmallRng>,
+    filler: Filler,
 }
 
 /// One connection.
@@ -81,6 +82,7 @@ impl Client {
         });
         Self {
             slots: slots.collect(),
+            filler: Filler::default(),
             random: settings
                 .parameters
                 .random_payload
@@ -193,6 +195,7 @@ impl Client {
             peer: agreed.peer,
             ecn: class & ECN_BITS,
         };
+        ctx.connect_socket(socket, agreed.peer);
         ctx.set_socket_dscp(socket, class >> ECN_BITS.count_ones());
         if !self.settings.gso {
             ctx.set_segmented(socket, false);
@@ -228,6 +231,7 @@ impl Client {
         };
         let around = Around {
             ctx,
+            filler: &mut self.filler,
             random: self.random.as_mut(),
             outlet: &self.outlet,
             index: slot.index,

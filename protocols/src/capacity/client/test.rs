@@ -15,7 +15,7 @@ use crate::capacity::event::{End, Event, Sink};
 use crate::capacity::pdu::Authentication;
 use crate::capacity::sender::SenderSettings;
 use crate::capacity::time::Instants;
-use crate::capacity::transmit::{Route, send};
+use crate::capacity::transmit::{Filler, Route};
 
 /// A running test connection.
 pub(super) struct Running {
@@ -32,6 +32,7 @@ pub(super) struct Running {
 /// What is around a running connection.
 pub(super) struct Around<'a, 'b> {
     pub(super) ctx: &'a mut Context<'b, Command>,
+    pub(super) filler: &'a mut Filler,
     pub(super) random: Option<&'a mut SmallRng>,
     pub(super) outlet: &'a Outlet,
     pub(super) index: u8,
@@ -188,8 +189,15 @@ struct Out<'s, 'a, 'b> {
 
 impl Sink for Out<'_, '_, '_> {
     fn burst(&mut self, burst: &Burst) -> u32 {
-        let Around { ctx, random, .. } = &mut self.around;
-        send(ctx, &self.route, burst, random.as_deref_mut()).datagrams
+        let Around {
+            ctx,
+            filler,
+            random,
+            ..
+        } = &mut self.around;
+        filler
+            .send(ctx, &self.route, burst, random.as_deref_mut())
+            .datagrams
     }
 
     fn pdu(&mut self, bytes: &[u8]) {

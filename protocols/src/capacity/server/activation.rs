@@ -73,6 +73,7 @@ impl Server {
         }
         self.counters().activation_accepts_sent.add(1);
         test.ecn = parameters.dscp_ecn & 3;
+        ctx.connect_socket(test.socket, from);
         ctx.set_socket_dscp(test.socket, parameters.dscp_ecn >> 2);
         send(ctx, test.socket, from, None, test.ecn, &encoded[..len]);
         let at = Instants {

@@ -23,6 +23,7 @@ use super::shared::{ShardShared, Shared};
 use super::slab::{Place, Slab};
 use super::test::Tables;
 use crate::capacity::time::WallTime;
+use crate::capacity::transmit::Filler;
 
 /// Tags of control sockets have this bit, and the listener below it; others are places of tests.
 const CONTROL: u64 = 1 << 63;
@@ -48,6 +49,7 @@ pub struct Server {
     pub(super) running: u32,
     pub(super) booked_mbps: [u64; 2],
     pub(super) rng: SmallRng,
+    pub(super) filler: Filler,
     pub(super) housekeeping: bool,
     /// Bytes sent and received when they were last looked at, and when that was.
     pub(super) seen: (u64, Nanos),
@@ -72,6 +74,7 @@ impl Server {
             running: 0,
             booked_mbps: [0; 2],
             rng: SmallRng::seed_from_u64(mix(settings.seed ^ u64::from(shard))),
+            filler: Filler::default(),
             housekeeping: false,
             seen: (0, 0),
             ready: (0, 0),

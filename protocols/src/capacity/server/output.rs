@@ -18,7 +18,7 @@ use crate::capacity::burst::Burst;
 use crate::capacity::connection::Half;
 use crate::capacity::event::{End, Event, Sink, TrialReport, Warning};
 use crate::capacity::rates::{HEADERS_BYTES_V4, HEADERS_BYTES_V6};
-use crate::capacity::transmit::{Queued, Route, send};
+use crate::capacity::transmit::{Filler, Queued, Route};
 
 /// Load records that go to the writer together.
 const RECORDS_PER_BATCH: usize = 512;
@@ -29,6 +29,7 @@ pub(super) struct Output<'a, 'c> {
     pub(super) settings: &'a Settings,
     pub(super) shown: &'a ShardShared,
     pub(super) rng: &'a mut SmallRng,
+    pub(super) filler: &'a mut Filler,
     pub(super) about: &'a Arc<About>,
     pub(super) records: &'a mut Vec<LoadRecord>,
     pub(super) socket: SocketId,
@@ -138,7 +139,7 @@ impl Sink for Output<'_, '_> {
         let Queued {
             datagrams: taken,
             bytes,
-        } = send(self.ctx, &route, burst, random);
+        } = self.filler.send(self.ctx, &route, burst, random);
         let counters = &self.shown.counters;
         counters.tx_bursts.add(1);
         counters.tx_datagrams.add(taken.into());

@@ -113,6 +113,7 @@ impl Server {
             settings: &self.shared.settings,
             shown: &self.shared.shards[usize::from(self.shard)],
             rng: &mut self.rng,
+            filler: &mut self.filler,
             about: &test.about,
             records: &mut test.records,
             socket: test.socket,
