@@ -381,41 +381,60 @@ fn numbers_that_cannot_be_are_corrected_and_crash_nothing() {
 }
 
 #[test]
-fn what_was_booked_is_given_back_and_not_used_otherwise() {
-    let mut scene = Scene::new(1, WorldConfig::default(), 1, |settings| {
-        with_bandwidth(settings, 100);
-    });
-    let own = at("203.0.113.9:4000");
-    let heard = ear(&mut scene.world, own);
-    let booked = |scene: &Scene, direction| {
-        let admission = &scene.server.settings().listeners[0].setup.admission;
-        admission.booked_mbps(direction)
-    };
-    let upstream = Setup {
-        max_bandwidth: 60 | Setup::UPSTREAM,
-        ..request(1)
-    };
-    scene
-        .world
-        .inject_datagram(own, scene.control, &encoded(&upstream));
-    scene.run(100);
-    assert_eq!(booked(&scene, Direction::Upstream), 60);
-    let answers = take(&heard);
-    let response = answers
-        .iter()
-        .find_map(|(_, _, bytes)| Setup::decode_response(bytes).ok())
-        .expect("it is accepted");
-    // Booked upstream, activated downstream: refused, and nothing leaks.
-    let test = std::net::SocketAddr::new(scene.control.ip(), response.test_port);
-    scene.world.inject_datagram(own, test, &activation(|_| ()));
-    scene.run(100);
-    let answers = take(&heard);
-    let refused = Activation::decode_response(&answers[0].2, Version::V20).expect("an answer");
-    assert_eq!(refused.cmd_response, Activation::REJECTED);
-    scene.run(3_000);
-    assert_eq!(booked(&scene, Direction::Upstream), 0);
-    assert_eq!(booked(&scene, Direction::Downstream), 0);
-    scene.end();
+fn what_was_booked_follows_the_direction_of_the_test_where_it_fits() {
+    // Booked upstream, activated downstream, where others have booked some already.
+    for (name, others, taken) in [("free", 40, true), ("all but free", 41, false)] {
+        let mut scene = Scene::new(1, WorldConfig::default(), 1, |settings| {
+            with_bandwidth(settings, 100);
+        });
+        let booked = |scene: &Scene| {
+            let admission = &scene.server.settings().listeners[0].setup.admission;
+            let counters = scene.server.counters();
+            let shown = [
+                counters.booked_upstream_mbps,
+                counters.booked_downstream_mbps,
+            ];
+            let real = [Direction::Upstream, Direction::Downstream]
+                .map(|direction| u64::from(admission.booked_mbps(direction)));
+            assert_eq!(shown, real, "{name}");
+            real
+        };
+        let own = at("203.0.113.9:4000");
+        let heard = ear(&mut scene.world, own);
+        for (from, max_bandwidth, ident) in
+            [(spoofed(1), others, 1), (own, 60 | Setup::UPSTREAM, 2)]
+        {
+            let setup = Setup {
+                max_bandwidth,
+                ..request(ident)
+            };
+            scene
+                .world
+                .inject_datagram(from, scene.control, &encoded(&setup));
+        }
+        scene.run(100);
+        assert_eq!(booked(&scene), [60, others.into()], "{name}");
+        let answers = take(&heard);
+        let response = answers
+            .iter()
+            .find_map(|(_, _, bytes)| Setup::decode_response(bytes).ok())
+            .expect("it is accepted");
+        let test = std::net::SocketAddr::new(scene.control.ip(), response.test_port);
+        scene.world.inject_datagram(own, test, &activation(|_| ()));
+        scene.run(100);
+        let answers = take(&heard);
+        let answer = Activation::decode_response(&answers[0].2, Version::V20).expect("an answer");
+        let (code, now) = match taken {
+            true => (Activation::ACCEPTED, [0, 100]),
+            false => (Activation::REJECTED, [60, u64::from(others)]),
+        };
+        assert_eq!(answer.cmd_response, code, "{name}");
+        assert_eq!(booked(&scene), now, "{name}");
+        // Nothing comes back from the client: its test ends, and nothing stays booked.
+        scene.run(10_000);
+        assert_eq!(booked(&scene), [0, 0], "{name}");
+        scene.end();
+    }
 }
 
 #[test]

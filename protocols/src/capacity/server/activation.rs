@@ -7,7 +7,7 @@ use super::control::{Ctx, Server, answer, send};
 use super::event::ServerEvent;
 use super::tally::{count_auth, count_control};
 use super::test::{Activated, State, Test, window_s};
-use crate::capacity::parameters::TestParameters;
+use crate::capacity::parameters::{Direction, TestParameters};
 use crate::capacity::pdu::Activation;
 use crate::capacity::setup::ActivationError;
 use crate::capacity::time::Instants;
@@ -52,9 +52,8 @@ impl Server {
         let (parameters, mut response) =
             TestParameters::corrected(&request, version, &settings.limits);
         let rows = Arc::clone(self.tables.of(listener, from));
-        // What was admitted in one direction is not to be used in the other.
-        let admission = &settings.listeners[usize::from(listener)].setup.admission;
-        let agreed = !admission.is_limited() || parameters.direction == test.booked();
+        let agreed = self.book_again(test, parameters.direction);
+        let settings = &self.shared.settings;
         if agreed {
             test.complete(&mut response, &parameters, settings, &rows);
         } else {
@@ -96,6 +95,23 @@ impl Server {
             peer: from,
             parameters,
         });
+        true
+    }
+    /// Has the booking of a test follow the direction in which it is activated. `false` when what
+    /// was booked does not fit there: OB-UDPST takes such a test all the same, past its limit, and
+    /// keeps what was booked for ever.
+    fn book_again(&mut self, test: &mut Test, direction: Direction) -> bool {
+        if test.accepted.booking.direction() == direction {
+            return true;
+        }
+        let listener = &self.settings().listeners[usize::from(test.about.listener)];
+        let mbps = test.accepted.max_bandwidth_mbps;
+        let Some(booking) = listener.setup.admission.book(direction, mbps) else {
+            return false;
+        };
+        self.book(test, false);
+        test.accepted.booking = booking;
+        self.book(test, true);
         true
     }
 }

@@ -14,6 +14,8 @@ use super::test::{State, Test, half, totals};
 use crate::capacity::batch::Refused;
 use crate::capacity::connection::{Connection, Half, StatusLost, Taken};
 use crate::capacity::event::End;
+use crate::capacity::parameters::Direction;
+use crate::capacity::sender::COARSE_TICK;
 
 impl Server {
     /// Takes what came to a test's socket.
@@ -168,6 +170,11 @@ impl Server {
             return self.end(ctx, place, *test);
         }
         if let Some(deadline) = connection.next_deadline() {
+            // Receivers wake the shard together too. The status PDUs of one stay as far apart.
+            let deadline = match half(parameters.direction) {
+                Half::Receiver => deadline.next_multiple_of(COARSE_TICK),
+                Half::Sender => deadline,
+            };
             // A timer that fires too early costs less than setting it anew with every datagram.
             let earlier = test.timer.as_ref().is_none_or(|(set, _)| deadline < *set);
             if earlier {
@@ -201,7 +208,7 @@ impl Server {
 
     pub(super) fn book(&mut self, test: &Test, more: bool) {
         let mbps = u64::from(test.accepted.max_bandwidth_mbps);
-        let upstream = test.about.request.upstream();
+        let upstream = test.accepted.booking.direction() == Direction::Upstream;
         let booked = &mut self.booked_mbps[usize::from(upstream)];
         *booked = if more { *booked + mbps } else { *booked - mbps };
         let [downstream, upstream] = self.booked_mbps;

@@ -118,15 +118,6 @@ pub(super) struct Test {
 }
 
 impl Test {
-    /// The direction that was booked.
-    pub(super) fn booked(&self) -> Direction {
-        if self.about.request.upstream() {
-            Direction::Upstream
-        } else {
-            Direction::Downstream
-        }
-    }
-
     /// The highest row that what was booked allows, where that is enforced.
     pub(super) fn row_max(&self, settings: &Settings, rows: &RateTable) -> Option<u16> {
         let mbps = self.accepted.max_bandwidth_mbps;
