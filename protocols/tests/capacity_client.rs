@@ -21,6 +21,7 @@ use ringmill_protocols::capacity::event::End;
 use ringmill_protocols::capacity::keys::{KeyRing, SharedKey};
 use ringmill_protocols::capacity::parameters::{Direction, Rate, TestParameters};
 use ringmill_protocols::capacity::pdu::{SetupCode, Version};
+use ringmill_protocols::capacity::rates::EXTENDED_ROW_LAST;
 use ringmill_protocols::capacity::server::{
     CapacityServer, Listener, Outlets, ServerEvent, Settings, WallClock,
 };
@@ -373,6 +374,49 @@ fn an_early_end_is_told_to_the_server() {
         });
         assert_eq!(told.count(), 3);
         scene.end();
+    }
+}
+
+/// Rows past the table's end, between two ends of which either may not know them.
+#[test]
+fn rows_past_the_table_are_sent_by_when_both_ends_allow_them() {
+    for (asked, allowed, row) in [(true, true, 1200), (true, false, 1152), (false, true, 1152)] {
+        for direction in [Direction::Downstream, Direction::Upstream] {
+            let mut scene = Scene::new(1, slow_path(), 1, |client, server| {
+                client.parameters.direction = direction;
+                client.parameters.rate = Rate::Fixed(1200);
+                client.parameters.extended_rows = asked;
+                client.sizes.jumbo = false;
+                server.listeners[0].setup.jumbo = false;
+                server.limits.extended_rows = allowed;
+                server.limits.row_max = EXTENDED_ROW_LAST;
+                server.trial_events = true;
+            });
+            // Activated at 150 ms there and 200 ms here; the first trials end within 70 ms more.
+            scene.run(270);
+            let about = format!("{direction:?}, asked {asked}, allowed {allowed}");
+            let activated = scene
+                .take()
+                .into_iter()
+                .find_map(|event| match event.happened {
+                    Happened::Activated(activated) => Some(activated.parameters),
+                    _ => None,
+                });
+            let agreed = activated.unwrap_or_else(|| panic!("{about}: not activated"));
+            assert_eq!(agreed.rate, Rate::Fixed(row), "{about}");
+            assert_eq!(agreed.extended_rows, asked && allowed, "{about}");
+            scene.controller.post(0, Command::End).expect("room");
+            scene.run(200);
+            let rows = scene
+                .server_events
+                .try_iter()
+                .filter_map(|event| match event {
+                    ServerEvent::Trial { report, .. } => report.row,
+                    _ => None,
+                });
+            assert_eq!(rows.max(), Some(row), "{about}");
+            scene.end();
+        }
     }
 }
 

@@ -5,7 +5,7 @@
 //! client trusts that response no further than what it asked for.
 
 use super::pdu::{Activation, RateStructure, Version};
-use super::rates::{EXTENDED_ROW_LAST, ROW_LAST};
+use super::rates::{EXTENDED_ROW_LAST, EXTENSION_ROWS, ROW_LAST};
 
 /// Legal thresholds of delay variation, in ms.
 pub const THRESHOLD_MS: std::ops::RangeInclusive<u16> = 1..=10_000;
@@ -60,6 +60,14 @@ pub enum Rate {
 }
 
 impl Rate {
+    /// The row that is asked for: to start at, or for the whole test.
+    #[must_use]
+    pub const fn row(self) -> u16 {
+        match self {
+            Self::Search { start: row } | Self::Fixed(row) => row,
+        }
+    }
+
     /// The row with which load begins. With sub-intervals without adjustment a fixed row is not
     /// sent at once, but row 0.
     #[must_use]
@@ -119,6 +127,8 @@ pub struct TestParameters {
     pub ecn_ce_thresh: u8,
     /// Initial sub-intervals without rate adjustment. Version 20 only.
     pub sr_adj_supp_count: u16,
+    /// Rows past the table of OB-UDPST may be used: between two ends of ours, version 20 only.
+    pub extended_rows: bool,
 }
 
 impl TestParameters {
@@ -143,6 +153,7 @@ impl TestParameters {
             algorithm: Algorithm::B,
             ecn_ce_thresh: 0,
             sr_adj_supp_count: 0,
+            extended_rows: false,
         }
     }
 
@@ -161,13 +172,15 @@ impl TestParameters {
     /// The activation request that asks for this, with nothing yet of authentication and checksum.
     ///
     /// Version 11 has whole seconds of sub-interval, so that is rounded up; it has neither ECN
-    /// threshold nor suppression.
+    /// threshold nor suppression. A row past the table goes as its last row and the number of rows
+    /// beyond it: a server that does not know them must never see such an index, which crashes
+    /// OB-UDPST 9.0.0.
     #[must_use]
     pub const fn request(&self, version: Version, protocol_ver: u16) -> Activation {
         let (sr_index_conf, start_bit) = match self.rate {
             Rate::Search { start: 0 } => (Activation::AUTOMATIC, 0),
-            Rate::Search { start } => (start, Activation::START_ROW),
-            Rate::Fixed(row) => (row, 0),
+            Rate::Search { start } => (in_table(start), Activation::START_ROW),
+            Rate::Fixed(row) => (in_table(row), 0),
         };
         let random_bit = match self.random_payload {
             true => Activation::RANDOM_PAYLOAD,
@@ -212,6 +225,10 @@ impl TestParameters {
                 activation.ecn_ce_thresh = self.ecn_ce_thresh;
                 activation.sub_int_period = self.sub_int_ms;
                 activation.sr_adj_supp_count = self.sr_adj_supp_count;
+                if self.extended_rows {
+                    activation.reserved5 = Activation::ROWS_ASKED;
+                    activation.reserved3 = self.rate.row().saturating_sub(ROW_LAST);
+                }
             }
         }
         activation
@@ -243,18 +260,21 @@ impl TestParameters {
         version: Version,
         asked: &Self,
     ) -> Result<Self, ParameterError> {
-        let row_asked = match asked.rate {
-            Rate::Search { start: row } | Rate::Fixed(row) => row,
-        };
+        let granted = asked.extended_rows
+            && version == Version::V20
+            && response.reserved5 == Activation::ROWS_GRANTED;
         let limits = ServerLimits {
             // A server that must shorten the test below its sub-interval sets both to the default.
             test_time_max_s: asked.test_time_s.max(TEST_TIME_S_DEFAULT),
             dscp_ecn_max: u8::MAX,
             row_max: EXTENDED_ROW_LAST,
             random_payload: asked.random_payload,
-            extended_rows: row_asked > ROW_LAST,
+            extended_rows: granted,
         };
         let mut legal = *response;
+        if granted {
+            legal.reserved5 = Activation::ROWS_ASKED;
+        }
         let parameters = correct(&mut legal, version, &limits);
         for (field, said, legal) in [
             ("lowThresh", response.low_thresh, legal.low_thresh),
@@ -277,6 +297,7 @@ impl TestParameters {
                 response.dscp_ecn.min(asked.dscp_ecn).into(),
             ),
             ("srIndexConf", response.sr_index_conf, legal.sr_index_conf),
+            ("reserved3", response.reserved3, legal.reserved3),
             (
                 "useOwDelVar",
                 response.use_ow_del_var.into(),
@@ -348,6 +369,10 @@ const NO_AUTHENTICATION: super::pdu::Authentication = super::pdu::Authentication
     reserved_auth1: 0,
 };
 
+const fn in_table(row: u16) -> u16 {
+    if row > ROW_LAST { ROW_LAST } else { row }
+}
+
 const fn sub_intervals(test_time_s: u16, sub_int_ms: u16) -> u32 {
     match sub_int_ms {
         0 => 0,
@@ -400,25 +425,32 @@ fn correct(activation: &mut Activation, version: Version, limits: &ServerLimits)
     }
 
     a.dscp_ecn = a.dscp_ecn.min(limits.dscp_ecn_max);
-    let row_last = if limits.extended_rows {
-        EXTENDED_ROW_LAST
-    } else {
-        ROW_LAST
-    };
-    let rate = if a.sr_index_conf > row_last {
+    let extended_rows =
+        limits.extended_rows && version == Version::V20 && a.reserved5 == Activation::ROWS_ASKED;
+    let mut past_end = 0;
+    let rate = if a.sr_index_conf > ROW_LAST {
         // No row, so no row to start at either.
         a.sr_index_conf = Activation::AUTOMATIC;
         a.modifier_bitmap &= !Activation::START_ROW;
         Rate::Search { start: 0 }
     } else {
-        a.sr_index_conf = a.sr_index_conf.min(limits.row_max);
+        let mut row = a.sr_index_conf;
+        if extended_rows && row == ROW_LAST {
+            row += a.reserved3.min(EXTENSION_ROWS);
+        }
+        row = row.min(limits.row_max);
+        a.sr_index_conf = in_table(row);
+        past_end = row.saturating_sub(ROW_LAST);
         match a.modifier_bitmap & Activation::START_ROW {
-            0 => Rate::Fixed(a.sr_index_conf),
-            _ => Rate::Search {
-                start: a.sr_index_conf,
-            },
+            0 => Rate::Fixed(row),
+            _ => Rate::Search { start: row },
         }
     };
+    // Otherwise these bytes mean nothing and come back as they were.
+    if extended_rows {
+        a.reserved5 = Activation::ROWS_GRANTED;
+        a.reserved3 = past_end;
+    }
     legal(&mut a.use_ow_del_var, &(0..=1), 0);
     legal(
         &mut a.high_speed_delta,
@@ -472,6 +504,7 @@ fn correct(activation: &mut Activation, version: Version, limits: &ServerLimits)
         },
         ecn_ce_thresh,
         sr_adj_supp_count,
+        extended_rows,
     }
 }
 
@@ -486,7 +519,7 @@ pub struct ServerLimits {
     pub row_max: u16,
     /// Random payload is granted.
     pub random_payload: bool,
-    /// Rows past the table of OB-UDPST are legal: for peers of our own.
+    /// Rows past the table of OB-UDPST are granted to clients that ask for them.
     pub extended_rows: bool,
 }
 

@@ -346,29 +346,152 @@ fn a_server_has_limits() {
         ),
     ];
     check(Version::V20, cases, &short);
-    let extended = ServerLimits {
-        row_max: 1200,
+    let cases: &[Case] = &[(
+        "a row that there is not",
+        |a| a.sr_index_conf = 1153,
+        |a| {
+            a.sr_index_conf = 0xFFFF;
+        },
+    )];
+    check(Version::V20, cases, &OPEN);
+}
+
+/// What is asked for, by whom it is answered, and what is agreed.
+#[test]
+fn rows_past_the_table_need_both_ends() {
+    let granting = ServerLimits {
+        row_max: 1252,
         extended_rows: true,
         ..OPEN
     };
-    let cases: &[Case] = &[
+    let low = ServerLimits {
+        row_max: 1200,
+        ..granting
+    };
+    let (fixed, start) = (Rate::Fixed, |start| Rate::Search { start });
+    for (name, version, asked, extended, limits, agreed, granted) in [
         (
-            "a row past the table",
-            |a| a.sr_index_conf = 1153,
-            |a| a.sr_index_conf = 1153,
+            "granted",
+            Version::V20,
+            fixed(1180),
+            true,
+            granting,
+            fixed(1180),
+            true,
         ),
         (
-            "a row past the limit",
-            |a| a.sr_index_conf = 1252,
-            |a| a.sr_index_conf = 1200,
+            "the last",
+            Version::V20,
+            start(1252),
+            true,
+            granting,
+            start(1252),
+            true,
         ),
         (
-            "a row past the extension",
-            |a| a.sr_index_conf = 1253,
-            |a| a.sr_index_conf = 0xFFFF,
+            "a search",
+            Version::V20,
+            start(0),
+            true,
+            granting,
+            start(0),
+            true,
         ),
-    ];
-    check(Version::V20, cases, &extended);
+        (
+            "lowered",
+            Version::V20,
+            start(1252),
+            true,
+            low,
+            start(1200),
+            true,
+        ),
+        (
+            "not asked for",
+            Version::V20,
+            fixed(1180),
+            false,
+            granting,
+            fixed(1152),
+            false,
+        ),
+        (
+            "not granted",
+            Version::V20,
+            fixed(1180),
+            true,
+            OPEN,
+            fixed(1152),
+            false,
+        ),
+        (
+            "nor to start at",
+            Version::V20,
+            start(1180),
+            true,
+            OPEN,
+            start(1152),
+            false,
+        ),
+        (
+            "an old client",
+            Version::V11,
+            fixed(1180),
+            true,
+            granting,
+            fixed(1152),
+            false,
+        ),
+    ] {
+        let asked = TestParameters {
+            rate: asked,
+            extended_rows: extended,
+            ..TestParameters::new(Direction::Upstream)
+        };
+        let request = asked.request(version, version.wire());
+        // Such an index crashes OB-UDPST 9.0.0.
+        assert!(
+            request.sr_index_conf <= 1152 || request.sr_index_conf == 0xFFFF,
+            "{name}"
+        );
+        let (server, response) = TestParameters::corrected(&request, version, &limits);
+        let client = TestParameters::accepted(&response, version, &asked).expect(name);
+        assert_eq!(
+            (client.rate, client.extended_rows),
+            (agreed, granted),
+            "{name}"
+        );
+        assert_eq!(server, client, "{name}");
+        // A server that returns unknown bytes as they came, or clears them, grants nothing.
+        for reserved5 in [request.reserved5, 0] {
+            let echo = Activation {
+                cmd_response: Activation::ACCEPTED,
+                reserved5,
+                ..request
+            };
+            let client = TestParameters::accepted(&echo, version, &asked).expect(name);
+            assert!(!client.extended_rows && client.rate.row() <= 1152, "{name}");
+        }
+    }
+    // A grant that was not asked for, and one beyond the rows that there are.
+    let asked = TestParameters::new(Direction::Upstream);
+    let mut response = asked.request(Version::V20, 20);
+    response.cmd_response = Activation::ACCEPTED;
+    response.reserved5 = Activation::ROWS_GRANTED;
+    let agreed = TestParameters::accepted(&response, Version::V20, &asked);
+    assert_eq!(agreed, Ok(asked));
+    let asked = TestParameters {
+        rate: fixed(1180),
+        extended_rows: true,
+        ..asked
+    };
+    (response.sr_index_conf, response.reserved3) = (1152, 101);
+    let agreed = TestParameters::accepted(&response, Version::V20, &asked);
+    let error = ParameterError::Value {
+        field: "reserved3",
+        value: 101,
+    };
+    assert_eq!(agreed, Err(error));
 }
 
 fn check(version: Version, cases: &[Case], limits: &ServerLimits) {
@@ -436,6 +559,7 @@ fn everything_that_can_be_asked_for_is_carried() {
         algorithm: Algorithm::C,
         ecn_ce_thresh: 5,
         sr_adj_supp_count: 2,
+        extended_rows: false,
     };
     assert_eq!(asked.sub_intervals(), 3);
     let limits = ServerLimits {

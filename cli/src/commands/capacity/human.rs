@@ -12,6 +12,10 @@ use super::figures::{ModeFigures, TestFigures, way};
 use crate::capacity::{FrontEnd, Said, TestPlan};
 use crate::units;
 
+/// A server without the extension, or of another make.
+const ROWS_NOT_GRANTED: &str = "the server has not granted rows past the table's end (1152): it \
+     goes no higher. A ringmill server grants them with --extended-rows";
+
 /// Prints to standard output; what goes wrong to standard error.
 pub(super) struct Human<'a> {
     plans: &'a [TestPlan],
@@ -115,6 +119,10 @@ impl FrontEnd for Human<'_> {
                         let plan = &self.plans[*test];
                         println!("{}", header(plan, activated));
                         println!("{}", method(plan, &activated.parameters));
+                        let granted = activated.parameters.extended_rows;
+                        if plan.settings.parameters.extended_rows && !granted {
+                            self.complain(*test, connection, ROWS_NOT_GRANTED);
+                        }
                     }
                     Happened::FellBack { server } => self.complain(
                         *test,

@@ -66,6 +66,7 @@ impl FrontEnd for Json<'_> {
                             "time_s": parameters.test_time_s,
                             "sub_interval_ms": parameters.sub_int_ms,
                             "trial_interval_ms": parameters.trial_int_ms,
+                            "extended_rows": parameters.extended_rows,
                         }));
                         return;
                     }

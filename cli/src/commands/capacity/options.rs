@@ -13,7 +13,7 @@ use ringmill_protocols::capacity::parameters::{
     TestParameters,
 };
 use ringmill_protocols::capacity::pdu::Version;
-use ringmill_protocols::capacity::rates::{ROW_LAST, RateTable, Variant};
+use ringmill_protocols::capacity::rates::{EXTENDED_ROW_LAST, ROW_LAST, RateTable, Variant};
 use ringmill_protocols::capacity::{CONNECTIONS_MAX, CONTROL_PORT};
 
 use crate::capacity::servers::{self, Family};
@@ -111,6 +111,10 @@ pub struct RateArgs {
     /// Search from this row on.
     #[arg(long, value_name = "ROW", value_parser = row(), conflicts_with_all = ["verify", "monitor"])]
     pub start_row: Option<u16>,
+
+    /// Use rows past the table's end (1152) too, as far as the server has the same flag.
+    #[arg(long)]
+    pub extended_rows: bool,
 
     /// Verify that the path has this rate, such as 500Mbit: send 90 % of it for the whole test.
     #[arg(long, value_name = "RATE", value_parser = units::parse_bit_rate, conflicts_with = "monitor")]
@@ -251,7 +255,7 @@ pub struct RecordArgs {
 }
 
 fn row() -> clap::builder::RangedI64ValueParser<u16> {
-    clap::value_parser!(u16).range(0..=i64::from(ROW_LAST))
+    clap::value_parser!(u16).range(0..=i64::from(EXTENDED_ROW_LAST))
 }
 
 fn octet(text: &str) -> Result<u8, String> {
@@ -338,7 +342,11 @@ impl OptionArgs {
                 traditional: self.packets.traditional,
             };
             let share = rate / BITS_PER_MBIT * VERIFY_SHARE / f64::from(connections);
-            parameters.rate = Rate::Fixed(verifying_row(&RateTable::new(variant), share)?);
+            let table = match self.rate.extended_rows {
+                true => RateTable::extended(variant),
+                false => RateTable::new(variant),
+            };
+            parameters.rate = Rate::Fixed(verifying_row(&table, share)?);
         }
         let addresses = servers.iter().map(|server| server.address).collect();
         let ring = self.keys.ring()?;
@@ -396,6 +404,20 @@ impl OptionArgs {
         if low_thresh_ms > upper_thresh_ms {
             bail!(usage("--low-delay is above --high-delay"));
         }
+        if let Some(row) = rate.row.or(rate.start_row)
+            && row > ROW_LAST
+            && !rate.extended_rows
+        {
+            bail!(usage(format!(
+                "row {row}: the table ends with row {ROW_LAST}; --extended-rows here and at the \
+                 server has more"
+            )));
+        }
+        if rate.extended_rows && self.protocol == ProtocolArg::V11 {
+            bail!(usage(
+                "--extended-rows: version 11 of the protocol has no room for it"
+            ));
+        }
         let test_time_s = whole("--time", self.time, SECOND, &TEST_TIME_S)?;
         let trial_int_ms = whole(
             "--trial-interval",
@@ -447,6 +469,7 @@ impl OptionArgs {
                 true => rate.bimodal.unwrap_or(0),
                 false => 0,
             },
+            extended_rows: rate.extended_rows,
             ..TestParameters::new(direction)
         };
         if let Some(first) = rate.bimodal
@@ -559,9 +582,21 @@ mod tests {
             ("--verify 1Gbit/s -c 2", Rate::Fixed(450)),
             ("--verify 10Gbit", Rate::Fixed(1064)),
             ("--verify 1000Gbit -j", Rate::Fixed(1090)),
+            ("--extended-rows --row 1252", Rate::Fixed(1252)),
+            ("--extended-rows --verify 1000Gbit", Rate::Fixed(1252)),
+            (
+                "--extended-rows --start-row 1153",
+                Rate::Search { start: 1153 },
+            ),
         ] {
             let plan = plan(line).expect(line);
-            assert_eq!(plan.settings.parameters.rate, rate, "{line}");
+            let parameters = plan.settings.parameters;
+            assert_eq!(parameters.rate, rate, "{line}");
+            assert_eq!(
+                parameters.extended_rows,
+                line.contains("extended"),
+                "{line}"
+            );
         }
     }
 
@@ -571,6 +606,9 @@ mod tests {
             "-t 4s",
             "-t 5500ms",
             "--row 1153",
+            "--start-row 1153",
+            "--row 1253 --extended-rows",
+            "--extended-rows --protocol 11",
             "--row 1 --start-row 2",
             "--monitor --verify 1Gbit",
             "--verify 500kbit",

@@ -33,6 +33,10 @@ pub struct RatesArgs {
     #[arg(long, short = 'T')]
     pub traditional: bool,
 
+    /// The rows past its end too, which `--extended-rows` of a test has.
+    #[arg(long)]
+    pub extended: bool,
+
     /// How it is printed.
     #[arg(long, value_enum, default_value = "table")]
     pub format: Format,
@@ -47,11 +51,15 @@ pub struct RatesArgs {
 /// # Errors
 /// Standard output cannot be written.
 pub(super) fn run(args: &RatesArgs) -> Result<Exit> {
-    let table = RateTable::new(Variant {
+    let variant = Variant {
         ipv6: args.ipv6,
         jumbo: !args.no_jumbo,
         traditional: args.traditional,
-    });
+    };
+    let table = match args.extended {
+        true => RateTable::extended(variant),
+        false => RateTable::new(variant),
+    };
     let mut out = BufWriter::new(io::stdout().lock());
     let written = match (args.json, args.format) {
         (true, _) => write_json(&table, &mut out),
@@ -170,16 +178,21 @@ mod tests {
 
     #[test]
     fn every_form_has_every_row() {
-        let table = RateTable::new(Variant::default());
-        for (write, lines) in [
-            (write_tsv as fn(&RateTable, &mut Vec<u8>) -> _, 1154),
-            (write_json, 1153),
-            (write_table, 1154),
+        let variant = Variant::default();
+        for (table, rows) in [
+            (RateTable::new(variant), 1153),
+            (RateTable::extended(variant), 1253),
         ] {
-            let mut out = Vec::new();
-            write(&table, &mut out).expect("memory");
-            let text = String::from_utf8(out).expect("text");
-            assert_eq!(text.lines().count(), lines);
+            for (write, lines) in [
+                (write_tsv as fn(&RateTable, &mut Vec<u8>) -> _, rows + 1),
+                (write_json, rows),
+                (write_table, rows + 1),
+            ] {
+                let mut out = Vec::new();
+                write(&table, &mut out).expect("memory");
+                let text = String::from_utf8(out).expect("text");
+                assert_eq!(text.lines().count(), lines);
+            }
         }
     }
 }

@@ -10,6 +10,7 @@ use anyhow::{Context as _, Result};
 use clap::Args;
 use ringmill_engine::{Address, Engine, Limits};
 use ringmill_protocols::capacity::parameters::{Direction, ServerLimits};
+use ringmill_protocols::capacity::rates::EXTENDED_ROW_LAST;
 use ringmill_protocols::capacity::server::{
     CapacityServer, Listener, Outlets, ServerEvent, Settings, WallClock,
 };
@@ -109,6 +110,8 @@ fn serve(args: &SelftestArgs) -> Result<(Engine, SocketAddr)> {
     let settings = Settings {
         limits: ServerLimits {
             random_payload: true,
+            extended_rows: args.options.rate.extended_rows,
+            row_max: EXTENDED_ROW_LAST,
             ..ServerLimits::default()
         },
         allow_unauthenticated_start: true,

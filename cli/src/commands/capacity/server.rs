@@ -19,7 +19,7 @@ use ringmill_protocols::capacity::CONTROL_PORT;
 use ringmill_protocols::capacity::admission::Admission;
 use ringmill_protocols::capacity::keys::{KeyFile, KeyRing, SharedKey};
 use ringmill_protocols::capacity::parameters::{Direction, ServerLimits, TEST_TIME_S};
-use ringmill_protocols::capacity::rates::ROW_LAST;
+use ringmill_protocols::capacity::rates::{EXTENDED_ROW_LAST, ROW_LAST};
 use ringmill_protocols::capacity::server::{
     About, CapacityServer, Listener, Outlets, ServerEvent, ServerSnapshot, Settings, Totals,
     WallClock,
@@ -111,9 +111,13 @@ pub struct ServerArgs {
     #[arg(long, short = 'T', help_heading = "Load")]
     pub traditional: bool,
 
-    /// The highest row that a client may ask for.
-    #[arg(long, value_name = "ROW", default_value_t = ROW_LAST, help_heading = "Load")]
-    pub max_row: u16,
+    /// The highest row that a client may ask for [default: the last one].
+    #[arg(long, value_name = "ROW", help_heading = "Load")]
+    pub max_row: Option<u16>,
+
+    /// Grant rows past the table's end (1152) to ringmill clients that ask for them.
+    #[arg(long, help_heading = "Load")]
+    pub extended_rows: bool,
 
     /// The longest test, in seconds.
     #[arg(long, value_name = "SECONDS", default_value_t = *TEST_TIME_S.end(), help_heading = "Load")]
@@ -248,18 +252,22 @@ impl ServerArgs {
                 self.max_time
             )));
         }
-        if self.max_row > ROW_LAST {
+        let row_last = match self.extended_rows {
+            true => EXTENDED_ROW_LAST,
+            false => ROW_LAST,
+        };
+        let row_max = self.max_row.unwrap_or(row_last);
+        if row_max > row_last {
             bail!(UsageError(format!(
-                "--max-row {}: the table has rows 0 to {ROW_LAST}",
-                self.max_row
+                "--max-row {row_max}: the table has rows 0 to {row_last}"
             )));
         }
         Ok(ServerLimits {
             test_time_max_s: self.max_time,
             dscp_ecn_max: self.max_tos,
-            row_max: self.max_row,
+            row_max,
             random_payload: self.random_payload,
-            extended_rows: false,
+            extended_rows: self.extended_rows,
         })
     }
 }

@@ -367,6 +367,8 @@ impl Control {
             return Progress::None;
         }
         let mut parameters = settings.parameters;
+        // Whether rows past the table were granted is not known, and matters to the server alone.
+        parameters.extended_rows = false;
         if self.version == Version::V11 {
             let request = parameters.request(self.version, self.wire_version);
             parameters.sub_int_ms = u16::from(request.sub_int_sec_v11) * 1000;

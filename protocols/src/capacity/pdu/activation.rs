@@ -59,11 +59,12 @@ pub struct Activation {
     pub rate: RateStructure,
     /// Version 20: the sub-interval in ms.
     pub sub_int_period: u16,
-    /// Reserved: behind the sub-interval in version 20, before the checksum in version 11.
+    /// Reserved: behind the sub-interval in version 20, before the checksum in version 11. Where rows
+    /// past the table are asked for or granted, how many rows past its end `sr_index_conf` means.
     pub reserved3: u16,
     /// Version 20: initial sub-intervals without rate adjustment.
     pub sr_adj_supp_count: u16,
-    /// Version 20: reserved.
+    /// Version 20: reserved; [`Activation::ROWS_ASKED`] and [`Activation::ROWS_GRANTED`] are ours.
     pub reserved5: u8,
     /// Version 20: authentication.
     pub auth: Authentication,
@@ -88,6 +89,11 @@ impl Activation {
     pub const START_ROW: u8 = 0x01;
     /// In `modifier_bitmap`: the payload of load PDUs is to be pseudo-random.
     pub const RANDOM_PAYLOAD: u8 = 0x02;
+    /// In `reserved5` of a request: the client knows rows past the table's end. A server that knows
+    /// nothing of it returns the byte as it came (OB-UDPST 9.0.0) or as zero, and so never the grant.
+    pub const ROWS_ASKED: u8 = 0xA5;
+    /// In `reserved5` of a response: they may be used.
+    pub const ROWS_GRANTED: u8 = 0x5A;
 
     /// Bytes of an activation PDU.
     #[must_use]

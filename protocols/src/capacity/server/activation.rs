@@ -51,7 +51,7 @@ impl Server {
         let settings = &self.shared.settings;
         let (parameters, mut response) =
             TestParameters::corrected(&request, version, &settings.limits);
-        let rows = Arc::clone(self.tables.of(listener, from));
+        let rows = Arc::clone(self.tables.of(listener, from, parameters.extended_rows));
         let agreed = self.book_again(test, parameters.direction);
         let settings = &self.shared.settings;
         if agreed {

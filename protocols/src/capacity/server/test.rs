@@ -9,7 +9,7 @@ use ringmill_engine::timer::TimerId;
 use ringmill_engine::{Nanos, SocketId};
 
 use super::event::{About, Totals};
-use super::settings::Settings;
+use super::settings::{Listener, Settings};
 use super::sources::Hold;
 use crate::capacity::batch::LoadRecord;
 use crate::capacity::connection::{Connection, ConnectionSettings, Half, Role};
@@ -24,37 +24,47 @@ use crate::capacity::time::Instants;
 /// of the fastest transmitters.
 pub(super) const TICK: Nanos = 100_000;
 
-/// The rate tables of a server: `[jumbo and MTU as listeners have them][IPv6]`.
+/// The rate tables of a server: `[jumbo and MTU as listeners have them][IPv6]`, and the same with the
+/// rows past the end where those are granted.
 #[derive(Debug)]
-pub(super) struct Tables(Vec<[Arc<RateTable>; 2]>);
+pub(super) struct Tables {
+    plain: Vec<[Arc<RateTable>; 2]>,
+    extended: Vec<[Arc<RateTable>; 2]>,
+}
 
 impl Tables {
     pub(super) fn new(settings: &Settings) -> Self {
-        let table = |jumbo, traditional, ipv6| {
-            let variant = Variant {
-                ipv6,
-                jumbo,
-                traditional,
-            };
-            Arc::new(if settings.limits.extended_rows {
-                RateTable::extended(variant)
-            } else {
-                RateTable::new(variant)
-            })
-        };
-        let listeners = settings.listeners.iter();
-        Self(
-            listeners
-                .map(|listener| {
-                    let setup = &listener.setup;
-                    [false, true].map(|ipv6| table(setup.jumbo, setup.traditional, ipv6))
+        let all = |make: fn(Variant) -> RateTable| {
+            let of_listener = |listener: &Listener| {
+                [false, true].map(|ipv6| {
+                    Arc::new(make(Variant {
+                        ipv6,
+                        jumbo: listener.setup.jumbo,
+                        traditional: listener.setup.traditional,
+                    }))
                 })
-                .collect(),
-        )
+            };
+            settings.listeners.iter().map(of_listener).collect()
+        };
+        Self {
+            plain: all(RateTable::new),
+            extended: if settings.limits.extended_rows {
+                all(RateTable::extended)
+            } else {
+                Vec::new()
+            },
+        }
     }
 
-    pub(super) fn of(&self, listener: u16, peer: SocketAddr) -> &Arc<RateTable> {
-        &self.0[usize::from(listener)][usize::from(peer.is_ipv6())]
+    /// The table of a test: the plain one, unless rows past its end were granted.
+    pub(super) fn of(&self, listener: u16, peer: SocketAddr, extended: bool) -> &Arc<RateTable> {
+        let listener = usize::from(listener);
+        let plain = &self.plain[listener];
+        let tables = match self.extended.get(listener) {
+            Some(tables) if extended => tables,
+            _ => plain,
+        };
+        &tables[usize::from(peer.is_ipv6())]
     }
 }
 
