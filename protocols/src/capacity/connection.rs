@@ -11,7 +11,7 @@ use super::batch::Refused;
 use super::event::{End, Event, Sink, TrialReport, Warning};
 use super::intervals::SubInterval;
 use super::limited::Limit;
-use super::pdu::{RateStructure, Status, TestAction};
+use super::pdu::{RateStructure, SenderNotice, Status, TestAction};
 use super::receiver::{Receiver, ReceiverSettings};
 use super::sender::Sender;
 use super::time::{Instants, WallTime};
@@ -58,7 +58,9 @@ pub struct Connection {
     warnings: u32,
     confirmations: u32,
     refused: Refused,
+    trials: u32,
     limited_trials: u32,
+    peer_notice: Option<SenderNotice>,
     status_lost: StatusLost,
 }
 
@@ -126,7 +128,9 @@ impl Connection {
             warnings: 0,
             confirmations: 0,
             refused: Refused::default(),
+            trials: 0,
             limited_trials: 0,
+            peer_notice: None,
             status_lost: StatusLost::default(),
             settings,
         }
@@ -224,10 +228,22 @@ impl Connection {
         self.status_lost
     }
 
-    /// Trials in which a sender was the limit and not the path.
+    /// Trials in which a sender was the limit and not the path: as this end knows or infers it, or as
+    /// a peer of ours that sent has told with its stop.
     #[must_use]
     pub fn limited_trials(&self) -> u32 {
-        self.limited_trials
+        let told = self.peer_notice.map_or(0, |notice| notice.limited_trials);
+        self.limited_trials.max(told)
+    }
+
+    /// Datagrams that the rows wanted and that the sender gave up: this end, or a peer of ours that
+    /// has told it with its stop.
+    #[must_use]
+    pub fn missed(&self) -> u64 {
+        match &self.work {
+            Work::Send(sender) => sender.total_missed(),
+            Work::Receive(_) => self.peer_notice.map_or(0, |notice| notice.missed),
+        }
     }
 
     /// Both clocks at a monotonic time: the wall clock as it was set at activation.
@@ -271,6 +287,7 @@ impl Connection {
                 rate = server.rate();
             }
         }
+        self.trials += 1;
         self.limited_trials += u32::from(limit != Limit::Path);
         let (bytes, delta) = receiver.trial_bytes(now);
         let delay_var = receiver.trial_delay_var();

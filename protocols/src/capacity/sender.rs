@@ -11,7 +11,7 @@ use rand::{Rng, SeedableRng};
 use ringmill_engine::time::Nanos;
 
 use super::burst::Burst;
-use super::pdu::{Load, RateStructure, TestAction};
+use super::pdu::{Load, RateStructure, SenderNotice, TestAction};
 use super::time::{Instants, WallTime, nanos_to_ms};
 use super::{START_DELAY_MAX, START_DELAY_MIN};
 
@@ -271,19 +271,21 @@ impl Sender {
         self.total_missed += missed;
     }
 
-    /// A PDU of the header alone that stops the test, or confirms that the peer stopped it.
-    pub fn stop_pdu(&mut self, rx_stopped: bool, at: Instants) -> [u8; Load::HEADER_LEN] {
+    /// A PDU that stops the test, or confirms that the peer stopped it, and tells a peer of ours what
+    /// this sender could not do.
+    pub fn stop_pdu(
+        &mut self,
+        notice: &SenderNotice,
+        rx_stopped: bool,
+        at: Instants,
+    ) -> [u8; SenderNotice::PDU_LEN] {
         let load = self.header(TestAction::Stop, rx_stopped, at);
         self.next_seq = self.next_seq.wrapping_add(1);
-        let burst = Burst::new(
-            &load,
-            1,
-            Load::HEADER_LEN as u16,
-            0,
-            self.settings.check_sum,
-        );
-        let mut bytes = [0; Load::HEADER_LEN];
+        let len = SenderNotice::PDU_LEN as u16;
+        let burst = Burst::new(&load, 1, len, 0, self.settings.check_sum);
+        let mut bytes = [0; SenderNotice::PDU_LEN];
         burst.fill(&mut bytes, 0, 1);
+        notice.write(&mut bytes);
         bytes
     }
 

@@ -1,5 +1,5 @@
-//! The search over a path of known capacity finds it: both ends, a bottleneck with a queue, virtual
-//! time.
+//! The search over a path of known capacity finds it, or stops where its sender cannot follow: both
+//! ends, a bottleneck with a queue, virtual time.
 
 use std::cmp::Reverse;
 use std::collections::BinaryHeap;
@@ -22,6 +22,7 @@ struct Out {
     datagrams: Vec<Vec<u8>>,
     gatherer: Gatherer,
     results: Results,
+    row_max: u16,
 }
 
 impl Sink for Out {
@@ -39,6 +40,9 @@ impl Sink for Out {
     }
 
     fn event(&mut self, event: Event) {
+        if let Event::Trial(report) = event {
+            self.row_max = self.row_max.max(report.row.unwrap_or(0));
+        }
         if let Event::SubInterval(one) = event {
             self.gatherer.add(&one, false, 1);
             if let Some(interval) = self.gatherer.check(1) {
@@ -48,15 +52,36 @@ impl Sink for Out {
     }
 }
 
-/// Runs a test over a path of so many Mbit/s at the IP layer, with a queue and a one-way delay in ms.
-/// Returns the maximum that the client found, in Mbit/s.
-fn maximum(
-    direction: Direction,
-    algorithm: Algorithm,
-    mbps: u64,
-    queue_ms: u64,
-    delay_ms: u64,
-) -> f64 {
+/// A path, and the hosts at its ends.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Path {
+    /// At the IP layer.
+    pub(crate) mbps: u64,
+    pub(crate) queue_ms: u64,
+    /// One way.
+    pub(crate) delay_ms: u64,
+    /// How late the timers of the sending host fire: as of one that cannot keep up.
+    pub(crate) late_ms: u64,
+}
+
+/// What a test over it came to.
+pub(crate) struct Came {
+    /// The maximum that the client found, in Mbit/s.
+    pub(crate) maximum_mbps: f64,
+    /// The highest row that the server chose.
+    pub(crate) row_max: u16,
+    /// Both ends.
+    pub(crate) ends: [Connection; 2],
+}
+
+/// Runs a test over a path.
+pub(crate) fn run(direction: Direction, algorithm: Algorithm, path: Path) -> Came {
+    let Path {
+        mbps,
+        queue_ms,
+        delay_ms,
+        late_ms,
+    } = path;
     let rows = Arc::new(RateTable::new(Variant::default()));
     let parameters = TestParameters {
         algorithm,
@@ -99,13 +124,20 @@ fn maximum(
     let mut link: BinaryHeap<Reverse<Arrival>> = BinaryHeap::new();
     let (mut free_at, mut order) = ([0; 2], 0);
     loop {
-        let timers = ends
-            .each_ref()
-            .map(|end| end.next_deadline().unwrap_or(u64::MAX));
+        let timers = ends.each_ref().map(|end| {
+            let late = end.sender().map_or(0, |_| late_ms * MS);
+            let deadline = end.next_deadline();
+            deadline.map_or(u64::MAX, |deadline| deadline + late)
+        });
         let arrival = link.peek().map_or(u64::MAX, |next| next.0.0);
         let now = timers[0].min(timers[1]).min(arrival);
         if now == u64::MAX {
-            return outs[CLIENT].results.whole().maximum.rates.ip;
+            let row_max = outs[1 - CLIENT].row_max;
+            return Came {
+                maximum_mbps: outs[CLIENT].results.whole().maximum.rates.ip,
+                row_max,
+                ends,
+            };
         }
         let end = if now == arrival {
             let Reverse((_, _, to, bytes)) = link.pop().expect("peeked");
@@ -137,13 +169,60 @@ fn the_capacity_of_a_path_is_found() {
     for (mbps, queue_ms, delay_ms) in [(10, 50, 0), (10, 100, 50), (100, 50, 0), (100, 50, 10)] {
         for direction in [Direction::Upstream, Direction::Downstream] {
             for algorithm in [Algorithm::B, Algorithm::C] {
-                let found = maximum(direction, algorithm, mbps, queue_ms, delay_ms);
+                let path = Path {
+                    mbps,
+                    queue_ms,
+                    delay_ms,
+                    late_ms: 0,
+                };
+                let came = run(direction, algorithm, path);
+                let found = came.maximum_mbps;
                 let share = found / mbps as f64;
+                for end in &came.ends {
+                    assert_eq!(end.limited_trials(), 0, "the path is the limit: {path:?}");
+                }
                 assert!(
                     (0.97..=1.03).contains(&share),
                     "{found:.2} of {mbps} Mbit/s, queue {queue_ms} ms, delay {delay_ms} ms, \
                      {direction:?}, {algorithm:?}"
                 );
+            }
+        }
+    }
+}
+
+/// A host that wakes up 25 ms late catches 10 ms of that up: it sends well below its rows, on a path that
+/// would carry all of them.
+#[test]
+fn a_sender_that_cannot_follow_is_told_to_both_ends_and_ends_the_climb() {
+    let wide = Path {
+        mbps: 2_000,
+        queue_ms: 50,
+        delay_ms: 5,
+        late_ms: 0,
+    };
+    for algorithm in [Algorithm::B, Algorithm::C] {
+        for direction in [Direction::Upstream, Direction::Downstream] {
+            let about = format!("{direction:?}, {algorithm:?}");
+            let slow = Path {
+                late_ms: 25,
+                ..wide
+            };
+            let came = run(direction, algorithm, slow);
+            for end in &came.ends {
+                let limited = end.limited_trials();
+                assert!(limited > 100, "{about}: {limited} trials are limited");
+                if let Some(receiver) = end.receiver() {
+                    // What was given up was never numbered, and so is no loss.
+                    assert_eq!(receiver.total_errors().loss, 0, "{about}");
+                    assert!(end.missed() > 0, "{about}");
+                }
+            }
+            let [server, client] = came.ends.each_ref().map(Connection::missed);
+            assert_eq!(server, client, "{about}: told as it was");
+            if direction == Direction::Downstream {
+                // Its own sender: not a row is climbed once it has fallen behind.
+                assert!(came.row_max <= 20, "{about}: row {}", came.row_max);
             }
         }
     }

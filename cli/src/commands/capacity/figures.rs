@@ -186,7 +186,8 @@ pub struct TestFigures {
     pub(super) direction: &'static str,
     pub(super) verdict: &'static str,
     pub(super) capacity_mbps: Option<f64>,
-    /// The sender of this end could not send what the rows wanted: the capacity may be higher.
+    /// The sender could not send what the rows wanted: the capacity may be higher. Of a server's it
+    /// is known when that is ours.
     pub(super) sender_limited: bool,
     pub(super) datagrams_not_sent: u64,
     pub(super) records_dropped: u64,

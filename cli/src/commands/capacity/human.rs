@@ -251,8 +251,12 @@ pub(super) fn report(figures: &TestFigures, several: bool) -> String {
     }
     if figures.sender_limited {
         text += &format!(
-            "  sender limited: this host sent {} datagrams less than the rate wanted, so the path \
-             may carry more\n",
+            "  sender limited: {} sent {} datagrams less than the rate wanted, so the path may \
+             carry more\n",
+            match figures.direction {
+                "up" => "this host",
+                _ => "the server",
+            },
             units::format_count(figures.datagrams_not_sent)
         );
     }

@@ -99,9 +99,9 @@ pub struct Ended {
     pub datagrams: u64,
     /// Their UDP payload in bytes.
     pub bytes: u64,
-    /// Load PDUs that this sender was to send and gave up.
+    /// Load PDUs that the sender was to send and gave up; of a server's only where that is ours.
     pub missed: u64,
-    /// Trials in which this end's sender was the limit.
+    /// Trials in which the sender was the limit; of a server's only where that is ours.
     pub limited_trials: u32,
     /// All trials.
     pub trials: u32,

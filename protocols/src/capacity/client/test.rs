@@ -139,10 +139,7 @@ impl Running {
                 end,
                 datagrams,
                 bytes,
-                missed: self
-                    .connection
-                    .sender()
-                    .map_or(0, |sender| sender.total_missed()),
+                missed: self.connection.missed(),
                 limited_trials: self.connection.limited_trials(),
                 trials: self.trials,
             })));

@@ -12,7 +12,7 @@ use crate::capacity::batch::{Batch, Refused};
 use crate::capacity::event::{Event, Sink, TrialReport, Warning};
 use crate::capacity::intervals::{SubInterval, Times};
 use crate::capacity::limited::Limit;
-use crate::capacity::pdu::{Load, Pdu, Status, TestAction};
+use crate::capacity::pdu::{Load, Pdu, SenderNotice, Status, TestAction};
 use crate::capacity::sender::StatusOrder;
 
 /// Whether a buffer was for a running test.
@@ -51,6 +51,10 @@ impl Connection {
                     receiver.batch(buffer, stride, ecn, at)
                 };
                 let bleached = receiver.ecn_bleached();
+                if batch.stops > 0 {
+                    let stops = buffer.chunks(usize::from(stride).max(1));
+                    self.peer_notice = stops.filter_map(SenderNotice::read).last();
+                }
                 self.load_came(&batch, bleached, now, sink);
             }
             Work::Send(_) => {
@@ -150,6 +154,7 @@ impl Connection {
             return;
         };
         let limited = sender.take_trial().limited();
+        self.trials += 1;
         self.limited_trials += u32::from(limited);
         let trial = trial_of(status);
         let rate = match &mut self.server {

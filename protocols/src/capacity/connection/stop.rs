@@ -7,7 +7,7 @@ use ringmill_engine::time::Nanos;
 
 use super::{Connection, Work};
 use crate::capacity::event::{End, Event, Sink};
-use crate::capacity::pdu::{Pdu, RateStructure, TestAction};
+use crate::capacity::pdu::{Pdu, RateStructure, SenderNotice, TestAction};
 use crate::capacity::{FORCED_STOP_GRACE, NO_TRAFFIC_WARNING, STOP_GRACE};
 
 /// How often a sending server repeats its stop: some five times until a client with the usual trial
@@ -100,11 +100,18 @@ impl Connection {
         }
     }
 
-    /// Sends one PDU that says stop: a bare header of load, or the status so far.
+    /// Sends one PDU that says stop: load that tells of its sender, or the status so far.
     pub(super) fn send_stop(&mut self, now: Nanos, sink: &mut impl Sink) {
         let at = self.instants(now);
         match &mut self.work {
-            Work::Send(sender) => sink.pdu(&sender.stop_pdu(self.rx_stopped, at)),
+            Work::Send(sender) => {
+                let notice = SenderNotice {
+                    trials: self.trials,
+                    limited_trials: self.limited_trials,
+                    missed: sender.total_missed(),
+                };
+                sink.pdu(&sender.stop_pdu(&notice, self.rx_stopped, at));
+            }
             Work::Receive(_) => self.send_status(RateStructure::default(), now, sink),
         }
     }

@@ -9,6 +9,7 @@
 mod activation;
 mod checksum;
 mod load;
+mod notice;
 mod null;
 mod rate;
 mod setup;
@@ -16,6 +17,7 @@ mod status;
 
 pub use activation::Activation;
 pub use load::Load;
+pub use notice::SenderNotice;
 pub use null::Null;
 pub use rate::RateStructure;
 pub use setup::{Setup, SetupCode};

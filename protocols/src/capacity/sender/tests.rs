@@ -242,7 +242,7 @@ fn a_faster_row_does_not_wait_for_the_slow_one() {
 fn status_pdus_are_echoed_and_their_gaps_told() {
     let mut sender = Sender::new(settings(), &rate([100, 1222, 1, 0, 0, 0, 0]), 0);
     let header = |sender: &mut Sender, now| {
-        let bytes = sender.stop_pdu(false, at(now));
+        let bytes = sender.stop_pdu(&SenderNotice::default(), false, at(now));
         let load = Load::decode(&bytes, bytes.len()).expect("a load PDU");
         (load.spdu_seq_err, load.spdu_time.sec, load.rtt_resp_delay)
     };
