@@ -11,7 +11,8 @@ use ringmill_engine::{Controller, Limits, Service};
 use ringmill_protocols::capacity::client::{
     Activated, Client, ClientEvent, ClientSettings, Command, Ended, Failure, Happened, Outlet,
 };
-use ringmill_protocols::capacity::intervals::{InterfaceRate, Interval};
+use ringmill_protocols::capacity::intervals::{InterfaceRate, Interval, Rates, SubInterval};
+use ringmill_protocols::capacity::starved::{Starved, starved};
 use ringmill_protocols::capacity::summary::{Gatherer, Results};
 use ringmill_protocols::capacity::time::{Instants, WallTime};
 use ringmill_protocols::capacity::transmit::engine_limits;
@@ -152,6 +153,8 @@ pub struct TestOutcome {
     pub ended: WallTime,
     /// Records that were not written because the disk was too slow.
     pub records_dropped: u64,
+    /// Connections that got far less than their siblings.
+    pub starved: Vec<Starved>,
 }
 
 /// What became of a run.
@@ -277,6 +280,8 @@ struct Test<'a> {
     gatherer: Gatherer,
     results: Results,
     intervals: Vec<(Interval, WallTime)>,
+    /// By sub-interval and connection, in Mbit/s.
+    flow_rates: Vec<Vec<Option<f64>>>,
     connections: Vec<ConnectionOutcome>,
     began: Option<WallTime>,
     too_few: bool,
@@ -328,6 +333,7 @@ impl<'a> Test<'a> {
             gatherer: Gatherer::default(),
             results: Results::new(plan.first_mode, plan.by_interface),
             intervals: Vec::new(),
+            flow_rates: Vec::new(),
             connections: (0..connections)
                 .map(|index| ConnectionOutcome {
                     server: usize::from(index) % plan.servers.len().max(1),
@@ -375,6 +381,7 @@ impl<'a> Test<'a> {
         }
         front.said(&Said::Event { test: index, event });
         if let Happened::SubInterval(part) = &event.happened {
+            self.flow_rate(place, part);
             let active = u32::from(self.active());
             let closed = self.gatherer.add(part, ipv6, active);
             if let Some(interval) = closed {
@@ -395,6 +402,20 @@ impl<'a> Test<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Takes note of what one of several connections had.
+    fn flow_rate(&mut self, connection: usize, part: &SubInterval) {
+        let connections = self.connections.len();
+        if connections == 1 || part.number == 0 {
+            return;
+        }
+        // Connections hand out no number beyond those that the test has.
+        let index = part.number as usize - 1;
+        if self.flow_rates.len() <= index {
+            self.flow_rates.resize(index + 1, vec![None; connections]);
+        }
+        self.flow_rates[index][connection] = Some(Rates::of(&part.stats, self.ipv6).ip);
     }
 
     fn activated(&mut self, event: &ClientEvent, activated: &Activated) -> Result<()> {
@@ -478,6 +499,7 @@ impl<'a> Test<'a> {
             began: self.began,
             ended: instants_now().wall,
             records_dropped,
+            starved: starved(&self.flow_rates),
         })
     }
 }
@@ -485,7 +507,6 @@ impl<'a> Test<'a> {
 #[cfg(test)]
 mod tests {
     use ringmill_protocols::capacity::event::End;
-    use ringmill_protocols::capacity::intervals::SubInterval;
     use ringmill_protocols::capacity::parameters::{Direction, TestParameters};
     use ringmill_protocols::capacity::pdu::SubIntervalStats;
 
@@ -657,6 +678,31 @@ mod tests {
             let intervals = want.iter().filter(|line| line.contains(" of ")).count();
             assert_eq!(outcome.intervals.len(), intervals, "{name}");
         }
+    }
+
+    #[test]
+    fn flows_that_starve_are_found() {
+        let plan = plan(3, 1);
+        let (mut test, _service) = Test::new(&plan, 1).expect("a test");
+        let mut heard = Heard::default();
+        for number in 1..=3 {
+            for (connection, mbps) in [(0, 100), (1, 100), (2, 10)] {
+                test.outlet.tell(ClientEvent {
+                    connection,
+                    at: Instants::default(),
+                    happened: part(number, mbps),
+                });
+                test.look(0, &mut heard).expect("no files");
+            }
+        }
+        let outcome = test.finish(0, &mut heard).expect("no files");
+        let want = Starved {
+            connection: 2,
+            intervals: 3,
+            mbps: 10.0,
+            median_mbps: 100.0,
+        };
+        assert_eq!(outcome.starved, [want]);
     }
 
     #[test]

@@ -24,6 +24,7 @@ pub mod sender;
 pub mod sequence;
 pub mod server;
 pub mod setup;
+pub mod starved;
 pub mod summary;
 pub mod time;
 pub mod transmit;

@@ -3,6 +3,7 @@
 
 use ringmill_protocols::capacity::intervals::{Delivery, InterfaceRate, Interval, Rates, Spread};
 use ringmill_protocols::capacity::parameters::Direction;
+use ringmill_protocols::capacity::starved::Starved;
 use ringmill_protocols::capacity::summary::Summary;
 use serde::Serialize;
 
@@ -180,6 +181,27 @@ pub(super) struct ConnectionFigures {
     pub(super) bytes: u64,
 }
 
+/// A connection that got far less than its siblings.
+#[derive(Debug, Clone, Serialize)]
+pub(super) struct StarvedFigures {
+    pub(super) index: u8,
+    pub(super) sub_intervals: u32,
+    pub(super) ip_mbps: f64,
+    /// Of all connections in the same sub-intervals.
+    pub(super) median_ip_mbps: f64,
+}
+
+impl StarvedFigures {
+    fn new(starved: &Starved) -> Self {
+        Self {
+            index: starved.connection,
+            sub_intervals: starved.intervals,
+            ip_mbps: starved.mbps,
+            median_ip_mbps: starved.median_mbps,
+        }
+    }
+}
+
 /// A whole test.
 #[derive(Debug, Clone, Serialize)]
 pub struct TestFigures {
@@ -191,6 +213,7 @@ pub struct TestFigures {
     pub(super) sender_limited: bool,
     pub(super) datagrams_not_sent: u64,
     pub(super) records_dropped: u64,
+    pub(super) starved: Vec<StarvedFigures>,
     pub(super) modes: Vec<ModeFigures>,
     pub(super) connections: Vec<ConnectionFigures>,
     #[serde(skip)]
@@ -222,6 +245,7 @@ impl TestFigures {
             sender_limited: f64::from(limited) > LIMITED_SHARE * f64::from(trials),
             datagrams_not_sent: ended().map(|ended| ended.missed).sum(),
             records_dropped: outcome.records_dropped,
+            starved: outcome.starved.iter().map(StarvedFigures::new).collect(),
             modes,
             connections: connections
                 .map(|(index, one)| {
@@ -349,10 +373,45 @@ mod tests {
             sender_limited: false,
             datagrams_not_sent: 0,
             records_dropped: 0,
+            starved: Vec::new(),
             modes: vec![whole.clone()],
             connections: Vec::new(),
             whole: Some(whole),
         }
+    }
+
+    #[test]
+    fn what_limits_a_test_is_said() {
+        let plain = figures();
+        let starved = TestFigures {
+            starved: vec![StarvedFigures {
+                index: 2,
+                sub_intervals: 3,
+                ip_mbps: 10.0,
+                median_ip_mbps: 100.0,
+            }],
+            ..plain.clone()
+        };
+        let limited = |direction| TestFigures {
+            direction,
+            sender_limited: true,
+            datagrams_not_sent: 7,
+            ..plain.clone()
+        };
+        for (test, words) in [
+            (&starved, "connection 2 starved: 10.00 Mbit/s"),
+            (&starved, "had 100.00 or more, in 3 sub-intervals"),
+            (&starved, "(XPS)"),
+            (&limited("up"), "this host sent 7 datagrams less"),
+            (&limited("down"), "the server sent 7 datagrams less"),
+        ] {
+            let said = |test| super::super::human::report(test, false).contains(words);
+            assert!(said(test), "{words}");
+            assert!(!said(&plain), "{words}");
+        }
+        let json = super::super::json::report(&[starved]);
+        assert_eq!(json["tests"][0]["starved"][0]["index"], 2);
+        assert_eq!(json["tests"][0]["starved"][0]["median_ip_mbps"], 100.0);
     }
 
     #[test]

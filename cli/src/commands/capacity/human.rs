@@ -16,6 +16,11 @@ use crate::units;
 const ROWS_NOT_GRANTED: &str = "the server has not granted rows past the table's end (1152): it \
      goes no higher. A ringmill server grants them with --extended-rows";
 
+/// What helps flows that starve.
+const STARVED_ADVICE: &str = "  flows may share a queue of a network card while others have one each: \
+     give each transmit queue CPUs of its own (XPS), spread what arrives over queues and CPUs (RSS, \
+     RPS), or use fewer connections; see docs/capacity.md\n";
+
 /// Prints to standard output; what goes wrong to standard error.
 pub(super) struct Human<'a> {
     plans: &'a [TestPlan],
@@ -259,6 +264,16 @@ pub(super) fn report(figures: &TestFigures, several: bool) -> String {
             },
             units::format_count(figures.datagrams_not_sent)
         );
+    }
+    for flow in &figures.starved {
+        text += &format!(
+            "  connection {} starved: {:.2} Mbit/s, where half of all connections had {:.2} or more, \
+             in {} sub-intervals\n",
+            flow.index, flow.ip_mbps, flow.median_ip_mbps, flow.sub_intervals
+        );
+    }
+    if !figures.starved.is_empty() {
+        text += STARVED_ADVICE;
     }
     if figures.records_dropped > 0 {
         text += &format!(
