@@ -450,6 +450,12 @@ impl<M: Send + 'static> Context<'_, M> {
         self.core.timers.cancel(timer)
     }
 
+    /// Keeps the shard from sleeping until a time, at the cost of its CPU: timers that are due until
+    /// then fire at once, where the kernel would wake it late. What was asked for before holds too.
+    pub fn stay_awake_until(&mut self, until: Nanos) {
+        self.core.awake_until = self.core.awake_until.max(until);
+    }
+
     // ---- other shards --------------------------------------------------------------------
 
     /// Posts a message to this service on another shard (or on this one), which is woken at the end

@@ -75,6 +75,7 @@ on_each_driver! {
     datagrams_of_a_closed_socket_are_counted,
     peers_are_known_when_asked_for,
     timers_are_never_early,
+    a_shard_stays_awake_as_long_as_it_is_asked_to,
     messages_cross_shards,
     a_port_in_use_is_an_error_with_its_holder,
     a_stale_unix_socket_is_replaced,
@@ -223,6 +224,8 @@ enum Do {
     /// Keep every buffer that arrives, or drop them all.
     Keep(bool),
     Timer(Duration),
+    /// A timer, and no sleep until it fires.
+    TimerAwake(Duration),
     /// Post a number to another shard.
     Forward(ShardId, u64),
     Number(u64),
@@ -400,6 +403,11 @@ impl Protocol for Remote {
             Do::Timer(after) => {
                 let deadline = ctx.clock() + after.as_nanos() as u64;
                 ctx.set_timer(deadline, deadline);
+            }
+            Do::TimerAwake(after) => {
+                let deadline = ctx.clock() + after.as_nanos() as u64;
+                ctx.set_timer(deadline, deadline);
+                ctx.stay_awake_until(deadline);
             }
             Do::Forward(to, number) => ctx.post(to, Do::Number(number)).expect("there is room"),
             Do::Number(number) => self.tell(Seen::Number {
@@ -1632,6 +1640,29 @@ fn timers_are_never_early(setting: &Setting) {
         assert!(matches!(rig.next(), Seen::Timer(Some(_))));
     }
     assert_eq!(stop(rig.engine).timers, 2 * afters.len() as u64);
+}
+
+fn a_shard_stays_awake_as_long_as_it_is_asked_to(setting: &Setting) {
+    /// Far more turns than a shard that sleeps takes for one timer, far fewer than a spinning one.
+    const MANY: u64 = 100;
+    let rig = Rig::new(setting, Limits::default(), 1, |service| service);
+    let wait = Duration::from_millis(50);
+    let turns = |doing| {
+        let before = rig.engine.shard_totals().turns;
+        rig.tell(doing);
+        assert!(matches!(rig.next(), Seen::Timer(Some(_))));
+        rig.engine.shard_totals().turns - before
+    };
+    for (doing, awake) in [
+        (Do::Timer(wait), false),
+        (Do::TimerAwake(wait), true),
+        // It is over when the time is.
+        (Do::Timer(wait), false),
+    ] {
+        let turns = turns(doing);
+        assert_eq!(turns > MANY, awake, "{turns} turns");
+    }
+    stop(rig.engine);
 }
 
 fn messages_cross_shards(setting: &Setting) {

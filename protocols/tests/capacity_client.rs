@@ -19,6 +19,7 @@ use ringmill_protocols::capacity::client::{
 };
 use ringmill_protocols::capacity::event::End;
 use ringmill_protocols::capacity::keys::{KeyRing, SharedKey};
+use ringmill_protocols::capacity::pacing::Pacing;
 use ringmill_protocols::capacity::parameters::{Direction, Rate, TestParameters};
 use ringmill_protocols::capacity::pdu::{SetupCode, Version};
 use ringmill_protocols::capacity::rates::EXTENDED_ROW_LAST;
@@ -418,6 +419,59 @@ fn rows_past_the_table_are_sent_by_when_both_ends_allow_them() {
             scene.end();
         }
     }
+}
+
+/// Hosts whose timers are later than what is caught up of a sender's ticks.
+#[test]
+fn late_timers_are_found_out_and_a_sender_does_not_wait_for_them() {
+    let late = 12 * MS;
+    for direction in [Direction::Upstream, Direction::Downstream] {
+        for (pacing, warned, missed) in [
+            (Pacing::Timer, false, 200..2_000),
+            // By timers until they are measured.
+            (Pacing::Auto, true, 1..100),
+            (Pacing::Busy, false, 0..10),
+        ] {
+            let config = WorldConfig {
+                timer_lateness: late,
+                ..slow_path()
+            };
+            let mut scene = Scene::new(1, config, 1, |client, server| {
+                client.parameters.direction = direction;
+                client.pacing = pacing;
+                server.pacing = pacing;
+            });
+            scene.run(8_000);
+            let about = format!("{direction:?}, {pacing:?}");
+            let events = scene.take();
+            let ended = came(&events, 0).ended.expect(&about);
+            assert!(missed.contains(&ended.missed), "{about}: {}", ended.missed);
+            // Who never sends does not care.
+            let told = events.iter().find_map(|event| match event.happened {
+                Happened::BusyPacing { late } => Some(late),
+                _ => None,
+            });
+            let warns = warned && direction == Direction::Upstream;
+            assert_eq!(told.is_some(), warns, "{about}: {told:?}");
+            assert!(told.is_none_or(|told| told >= late), "{about}: {told:?}");
+            let shards = scene
+                .server_events
+                .try_iter()
+                .filter(|event| matches!(event, ServerEvent::BusyPacing { .. }));
+            assert_eq!(shards.count(), if warned { 2 } else { 0 }, "{about}");
+            scene.end();
+        }
+    }
+    // Good timers are left alone.
+    let mut scene = Scene::new(1, slow_path(), 1, |client, _| {
+        client.parameters.direction = Direction::Upstream;
+    });
+    scene.run(1_000);
+    let busy = |event: &ClientEvent| matches!(event.happened, Happened::BusyPacing { .. });
+    assert!(!scene.take().iter().any(busy));
+    let busy = |event: &ServerEvent| matches!(event, ServerEvent::BusyPacing { .. });
+    assert!(!scene.server_events.try_iter().any(|event| busy(&event)));
+    scene.end();
 }
 
 fn bad_path(rng: &mut SmallRng) -> Impairment {

@@ -50,6 +50,8 @@ pub(crate) struct Core {
     random: SmallRng,
     sweep_at: u32,
     accept_paused: bool,
+    /// Until when a protocol wants the shard not to sleep.
+    pub(crate) awake_until: Nanos,
     /// What arrived for streams that were paused in the same breath.
     held: HashMap<u32, Held>,
     /// Streams that were resumed while something is held for them.
@@ -127,6 +129,7 @@ impl Shard {
                 random: SmallRng::seed_from_u64(u64::from(parts.id) + 1),
                 sweep_at: 0,
                 accept_paused: false,
+                awake_until: 0,
                 held: HashMap::new(),
                 resumed: Vec::new(),
             },
@@ -173,6 +176,12 @@ impl Shard {
     /// When the next timer is due.
     pub(crate) fn next_deadline(&mut self) -> Option<Nanos> {
         self.core.timers.next_deadline()
+    }
+
+    /// Whether a protocol wants it not to sleep at that time.
+    pub(crate) fn stays_awake(&self, at: Nanos) -> bool {
+        let until = self.core.awake_until;
+        until > 0 && at <= until
     }
 
     /// Whether something waits that needs no event to be worked on.
@@ -249,7 +258,8 @@ impl Shard {
         let busy_poll = from_duration(self.core.tables.limits.busy_poll);
         let spinning = busy_poll > 0 && self.core.now.saturating_sub(self.quiet_since) < busy_poll;
         let flush_left = self.core.tables.streams.dirty.len() > STREAMS_PER_FLUSH_MAX;
-        if self.work_left || flush_left || spinning {
+        let awake = self.stays_awake(self.core.now);
+        if self.work_left || flush_left || spinning || awake {
             return self.poll();
         }
         self.bell().prepare_sleep();

@@ -16,6 +16,7 @@ pub mod event;
 pub mod intervals;
 pub mod keys;
 pub mod limited;
+pub mod pacing;
 pub mod parameters;
 pub mod pdu;
 pub mod rates;

@@ -9,6 +9,7 @@ use ringmill_protocols::capacity::intervals::Interval;
 use ringmill_protocols::capacity::parameters::{Algorithm, Direction, Rate, TestParameters};
 
 use super::figures::{ModeFigures, TestFigures, way};
+use super::options::late_timers;
 use crate::capacity::{FrontEnd, Said, TestPlan};
 use crate::units;
 
@@ -152,6 +153,9 @@ impl FrontEnd for Human<'_> {
                         "the path does not take datagrams of this size by segmentation offload: \
                          each is sent by itself. --no-jumbo on both ends fits an MTU of 1500",
                     ),
+                    Happened::BusyPacing { late } => {
+                        self.complain(*test, None, &late_timers(*late));
+                    }
                     Happened::SocketError { errno } => self.complain(
                         *test,
                         connection,

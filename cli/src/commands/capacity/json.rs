@@ -4,6 +4,7 @@ use ringmill_protocols::capacity::client::Happened;
 use serde_json::{Value, json};
 
 use super::figures::{IntervalFigures, TestFigures, way};
+use super::options::late_timers;
 use crate::capacity::{FrontEnd, Said, TestPlan};
 
 /// Writes to standard output, each line at once.
@@ -86,6 +87,7 @@ impl FrontEnd for Json<'_> {
                         "the path does not take segmented sends of this size".into(),
                         None,
                     ),
+                    Happened::BusyPacing { late } => ("warning", late_timers(*late), None),
                     Happened::SocketError { errno } => {
                         ("note", ringmill_engine::error_name(*errno).into(), None)
                     }

@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
 use clap::{Args, ValueEnum};
+use ringmill_engine::Nanos;
 use ringmill_protocols::capacity::client::{ClientSettings, DatagramSizes, Recording};
 use ringmill_protocols::capacity::keys::{KeyFile, KeyRing, SharedKey};
+use ringmill_protocols::capacity::pacing::Pacing;
 use ringmill_protocols::capacity::parameters::{
     Algorithm, Direction, HIGH_SPEED_DELTA_DEFAULT, Rate, SEQ_ERR_THRESH_DEFAULT,
     SLOW_ADJ_THRESH_DEFAULT, SUB_INTERVAL_MS, TEST_TIME_S, THRESHOLD_MS, TRIAL_INTERVAL_MS,
@@ -46,6 +48,37 @@ pub enum ProtocolArg {
     /// OB-UDPST 8 and older.
     #[value(name = "11")]
     V11,
+}
+
+/// How senders are woken.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
+pub enum PacingArg {
+    /// By timers, and where these fire late by not sleeping.
+    #[default]
+    Auto,
+    /// By timers.
+    Timer,
+    /// By not sleeping while a test sends: a CPU for each shard that does.
+    Busy,
+}
+
+impl From<PacingArg> for Pacing {
+    fn from(arg: PacingArg) -> Self {
+        match arg {
+            PacingArg::Auto => Self::Auto,
+            PacingArg::Timer => Self::Timer,
+            PacingArg::Busy => Self::Busy,
+        }
+    }
+}
+
+/// What is said where timers fire late.
+pub(super) fn late_timers(late: Nanos) -> String {
+    format!(
+        "timers fire {} us late on this host, so it does not sleep while a test sends; --pacing timer \
+         saves the CPU for less even load",
+        late / 1000
+    )
 }
 
 /// Flags of a test: what is measured.
@@ -213,6 +246,10 @@ pub struct PacketArgs {
     /// Send each datagram by itself, without segmentation offload.
     #[arg(long)]
     pub no_gso: bool,
+
+    /// How this end is woken while it sends.
+    #[arg(long, value_enum, default_value_t)]
+    pub pacing: PacingArg,
 }
 
 /// Who may test.
@@ -379,6 +416,7 @@ impl OptionArgs {
             keep_numbers: self.packets.count_refused,
             local: self.from,
             gso: !self.packets.no_gso,
+            pacing: self.packets.pacing.into(),
             recording: recorded.map(|_| match self.record.record_all {
                 true => Recording::All,
                 false => Recording::RoundTrips,
@@ -601,6 +639,18 @@ mod tests {
     }
 
     #[test]
+    fn pacing_is_chosen() {
+        for (line, pacing) in [
+            ("", Pacing::Auto),
+            ("--pacing auto", Pacing::Auto),
+            ("--pacing timer", Pacing::Timer),
+            ("--pacing busy", Pacing::Busy),
+        ] {
+            assert_eq!(plan(line).expect(line).settings.pacing, pacing, "{line}");
+        }
+    }
+
+    #[test]
     fn lines_that_are_refused() {
         for line in [
             "-t 4s",
@@ -609,6 +659,7 @@ mod tests {
             "--start-row 1153",
             "--row 1253 --extended-rows",
             "--extended-rows --protocol 11",
+            "--pacing fast",
             "--row 1 --start-row 2",
             "--monitor --verify 1Gbit",
             "--verify 500kbit",

@@ -116,6 +116,7 @@ fn serve(args: &SelftestArgs) -> Result<(Engine, SocketAddr)> {
         },
         allow_unauthenticated_start: true,
         without_gso: packets.no_gso,
+        pacing: packets.pacing.into(),
         ..Settings::new(vec![Listener { setup }], clock, outlets)
     };
     let server = CapacityServer::new(settings, placement.plan.shards.len() as u16);

@@ -27,6 +27,7 @@ use ringmill_protocols::capacity::server::{
 use ringmill_protocols::capacity::setup::ServerSettings;
 use serde_json::{Value, json};
 
+use super::options::{PacingArg, late_timers};
 use crate::args::EngineArgs;
 use crate::endpoint::{Endpoint, Scheme};
 use crate::exit::{Exit, UsageError};
@@ -138,6 +139,10 @@ pub struct ServerArgs {
     /// Send each datagram by itself.
     #[arg(long, help_heading = "Load")]
     pub no_gso: bool,
+
+    /// How this end is woken while it sends.
+    #[arg(long, value_enum, default_value_t, help_heading = "Load")]
+    pub pacing: PacingArg,
 
     /// End when the first test has ended.
     #[arg(long)]
@@ -321,6 +326,7 @@ pub fn run(args: &ServerArgs) -> Result<Exit> {
         rate_limit: args.rate_limit,
         allow_unauthenticated_start: args.allow_unauthenticated_start,
         without_gso: args.no_gso,
+        pacing: args.pacing.into(),
         tests_max: args.tests,
         pending_per_source_max: args.pending_per_source,
         trial_events: args.verbose,
@@ -559,6 +565,16 @@ impl Running<'_> {
                 let mut event = about_event("not_segmented", about);
                 event["text"] = json!(text);
                 say(json, &event, format_args!("{} {text}", name(about)));
+            }
+            ServerEvent::BusyPacing { shard, late } => {
+                let text = late_timers(*late);
+                let event = json!({
+                    "type": "busy_pacing",
+                    "shard": shard,
+                    "late_us": late / 1000,
+                    "text": text,
+                });
+                say(json, &event, format_args!("shard {shard}: {text}"));
             }
             ServerEvent::Trial { about, report } => {
                 let mut event = about_event("trial", about);

@@ -138,6 +138,7 @@ fn plan(
         check_sum: options.checksum,
         keep_numbers: options.keep_numbers,
         gso: !options.no_gso,
+        pacing: options.pacing,
         recording,
         seed: session::random(),
         ..ClientSettings::new(addresses, options.parameters(direction), clock)
@@ -324,6 +325,12 @@ impl<'a> Front<'a> {
                 }
             }
             Happened::Warning(warning) => self.warning(connection, *warning),
+            Happened::BusyPacing { late } => self.verbose(|| {
+                format!(
+                    "Timers fire {} us late: this host does not sleep while a test sends\n",
+                    late / 1000
+                )
+            }),
             Happened::GsoRefused => {
                 let server = self.server_text(connection);
                 self.message(&format!(

@@ -59,8 +59,8 @@ Beyond the original
        --no-gso      send datagrams one by one
        --quiet-control, --quiet-data
                      say nothing of invalid control or data PDUs
-       --pacing timer|busy
-                     senders sleep, or spin on a CPU of their own
+       --pacing auto|timer|busy
+                     senders sleep, or spin on a CPU of their own; auto: where timers fire late
        --shards N, --cpus LIST, --driver auto|uring|epoll
                      where shards run, and how they talk to the kernel
   S    --auth-optional

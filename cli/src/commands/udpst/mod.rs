@@ -21,7 +21,6 @@ use std::path::Path;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
 
 use clap::Args;
 use ringmill_protocols::capacity::keys::{KeyFile, KeyRing, SharedKey};
@@ -43,13 +42,10 @@ mod server;
 pub mod stats_file;
 pub mod status;
 
-use options::{Mode, Options, OptionsError, Pacing};
+use options::{Mode, Options, OptionsError};
 
 /// The name under which the program is this command alone.
 pub const PROGRAM_NAME: &str = "udpst";
-
-/// A shard that is never to sleep spins for this long.
-const BUSY: Duration = Duration::from_secs(3600);
 
 /// Arguments of `ringmill udpst`: those of the original, whatever they look like.
 #[derive(Debug, Args)]
@@ -183,10 +179,6 @@ fn engine_args(options: &Options) -> EngineArgs {
             interface: Vec::new(),
         },
         driver: options.driver,
-        busy_poll: match options.pacing {
-            Pacing::Timer => Duration::ZERO,
-            Pacing::Busy => BUSY,
-        },
         ..EngineArgs::default()
     }
 }

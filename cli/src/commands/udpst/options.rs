@@ -10,6 +10,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use ringmill_engine::topology::CpuList;
+use ringmill_protocols::capacity::pacing::Pacing;
 use ringmill_protocols::capacity::parameters::{
     Algorithm, Direction, HIGH_SPEED_DELTA_DEFAULT, LOW_THRESH_MS_DEFAULT, Rate,
     SEQ_ERR_THRESH_DEFAULT, SLOW_ADJ_THRESH_DEFAULT, SUB_INTERVAL_MS_DEFAULT, TEST_TIME_S_DEFAULT,
@@ -98,16 +99,6 @@ pub struct RowChoice {
     pub row: u16,
     /// It is only where the search starts.
     pub start: bool,
-}
-
-/// What drives the senders.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub enum Pacing {
-    /// Timers of the kernel.
-    #[default]
-    Timer,
-    /// Shards never sleep.
-    Busy,
 }
 
 /// The command line, understood.
@@ -393,7 +384,7 @@ impl Options {
             quiet_data: false,
             stats_record: STATS_RECORD_DEFAULT,
             stats_period: STATS_FILE_DEFAULT,
-            pacing: Pacing::Timer,
+            pacing: Pacing::Auto,
             test_ports: None,
             shards: ShardsArg::Auto,
             cpus: None,
@@ -585,9 +576,10 @@ impl Options {
             "stats-file" => self.stats_period = seconds(word, text)?,
             "pacing" => {
                 self.pacing = match text {
+                    "auto" => Pacing::Auto,
                     "timer" => Pacing::Timer,
                     "busy" => Pacing::Busy,
-                    _ => return wrong(format!("--pacing {text}: use timer or busy")),
+                    _ => return wrong(format!("--pacing {text}: use auto, timer or busy")),
                 };
             }
             "test-ports" => {

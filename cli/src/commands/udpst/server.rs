@@ -218,6 +218,7 @@ fn settings(
         rate_limit: options.rate_limit,
         keep_numbers: options.keep_numbers,
         without_gso: options.no_gso,
+        pacing: options.pacing,
         trial_events: options.debug,
         seed: session::random(),
         ..Settings::new(vec![Listener { setup }; listeners], clock, outlets)
@@ -426,6 +427,13 @@ impl Running<'_> {
                      [Client {peer}]\n"
                 ));
             }
+            ServerEvent::BusyPacing { shard, late } if self.options.verbose => {
+                self.print(&format!(
+                    "Timers of shard {shard} fire {} us late: it does not sleep while a test sends\n",
+                    late / 1000
+                ));
+            }
+            ServerEvent::BusyPacing { .. } => {}
             ServerEvent::Trial { about, report } => {
                 let number = self.number(&about);
                 let Some(row) = report.row else {

@@ -35,6 +35,8 @@ pub struct WorldConfig {
     pub turn_time: Range<Nanos>,
     /// From the moment that something is there to the moment that its sleeping shard runs, ns.
     pub wake_time: Range<Nanos>,
+    /// How late the timers of a sleeping shard fire, ns: as on a host of poor timer resolution.
+    pub timer_lateness: Nanos,
     /// Streams that one shard can hold before it hands on.
     pub streams_per_shard_max: usize,
 }
@@ -58,6 +60,7 @@ impl Default for WorldConfig {
             partitions: Vec::new(),
             turn_time: MICRO..20 * MICRO,
             wake_time: MICRO..50 * MICRO,
+            timer_lateness: 0,
             streams_per_shard_max: 10_000,
         }
     }
@@ -276,6 +279,7 @@ impl WorldConfig {
             partitions,
             turn_time: MICRO..2 * MICRO + random.below(200 * MICRO),
             wake_time: MICRO..2 * MICRO + random.below(200 * MICRO),
+            timer_lateness: 0,
             streams_per_shard_max: if random.happens(0.3) {
                 2 + random.below(8) as usize
             } else {

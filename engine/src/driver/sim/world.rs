@@ -587,7 +587,10 @@ impl World {
     fn slot_at(network: &Network, slot: &mut Slot) -> Option<Nanos> {
         let shard = slot.shard.as_mut()?;
         let mut at = [slot.wake_at, slot.message_at].into_iter().flatten().min();
-        if let Some(deadline) = shard.next_deadline() {
+        if let Some(mut deadline) = shard.next_deadline() {
+            if !shard.stays_awake(deadline) {
+                deadline += network.config.timer_lateness;
+            }
             at = Some(at.map_or(deadline, |at| at.min(deadline)));
         }
         Some(at?.max(slot.busy_until).max(network.now))

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
-use ringmill_engine::error_name;
+use ringmill_engine::{Nanos, error_name};
 
 use crate::capacity::auth::AuthError;
 use crate::capacity::batch::LoadRecord;
@@ -60,6 +60,12 @@ pub enum Happened {
     SubInterval(SubInterval),
     /// Something is not as it should be.
     Warning(Warning),
+    /// The timers of this shard, which is that of the connection, fire late: while it sends, it does
+    /// not sleep.
+    BusyPacing {
+        /// Median lateness in ns.
+        late: Nanos,
+    },
     /// The path does not take this connection's segmented sends: it goes on with single ones.
     GsoRefused,
     /// The socket reported an error; the connection goes on.

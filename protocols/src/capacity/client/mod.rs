@@ -16,6 +16,8 @@ use ringmill_engine::{
     Context, Datagram, Nanos, Open, Payload, Protocol, ShardId, SocketId, Transmit,
 };
 
+use super::pacing::{Pacer, Step};
+use super::parameters::Direction;
 use super::time::Instants;
 use super::transmit::{Filler, Route};
 
@@ -35,6 +37,9 @@ use test::{Around, Running};
 /// The bits of the TOS octet that are ECN.
 const ECN_BITS: u8 = 0b11;
 
+/// The timer by which a shard measures its timers; no connection has this token.
+const MEASURING: u64 = u64::MAX;
+
 /// What the control thread tells a shard.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Command {
@@ -47,6 +52,7 @@ pub struct Client {
     settings: Arc<ClientSettings>,
     outlet: Arc<Outlet>,
     slots: Vec<Slot>,
+    pacer: Pacer,
     /// Makes random payload, where that was agreed.
     random: Option<SmallRng>,
     filler: Filler,
@@ -83,6 +89,7 @@ impl Client {
         Self {
             slots: slots.collect(),
             filler: Filler::default(),
+            pacer: Pacer::new(settings.pacing),
             random: settings
                 .parameters
                 .random_payload
@@ -248,6 +255,12 @@ impl Client {
             State::Running(running) => running.next_deadline(),
             State::Over => None,
         };
+        if let (Some(deadline), State::Running(running)) = (deadline, &slot.state)
+            && running.sends()
+            && let Some(until) = self.pacer.awake_until(deadline, ctx.now())
+        {
+            ctx.stay_awake_until(until);
+        }
         match (deadline, slot.timer) {
             (Some(deadline), Some((armed, _))) if deadline == armed => {}
             (deadline, timer) => {
@@ -257,6 +270,21 @@ impl Client {
                 slot.timer =
                     deadline.map(|deadline| (deadline, ctx.set_timer(deadline, place as u64)));
             }
+        }
+    }
+
+    /// A timer of the measurement has fired.
+    fn measure(&mut self, ctx: &mut Context<'_, Command>) {
+        let at = self.settings.instants(ctx.now());
+        match self.pacer.fired(at.now) {
+            Step::Wait(deadline) => {
+                ctx.set_timer(deadline, MEASURING);
+            }
+            Step::Found(timers) if timers.poor => {
+                let late = timers.late;
+                self.tell(self.slots[0].index, at, Happened::BusyPacing { late });
+            }
+            Step::Found(_) => {}
         }
     }
 
@@ -277,6 +305,12 @@ impl Protocol for Client {
     type Message = Command;
 
     fn start(&mut self, ctx: &mut Context<'_, Command>) {
+        if self.settings.parameters.direction == Direction::Upstream
+            && !self.slots.is_empty()
+            && let Some(deadline) = self.pacer.begin(ctx.now())
+        {
+            ctx.set_timer(deadline, MEASURING);
+        }
         for place in 0..self.slots.len() {
             self.begin(ctx, place);
         }
@@ -320,6 +354,9 @@ impl Protocol for Client {
     }
 
     fn timer(&mut self, ctx: &mut Context<'_, Command>, token: u64) {
+        if token == MEASURING {
+            return self.measure(ctx);
+        }
         let place = token as usize;
         let at = self.settings.instants(ctx.now());
         let Some(slot) = self.slots.get_mut(place) else {

@@ -5,6 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use ringmill_engine::time::Nanos;
 
 use crate::capacity::keys::SharedKey;
+use crate::capacity::pacing::Pacing;
 use crate::capacity::parameters::TestParameters;
 use crate::capacity::pdu::{StatusChecksum, Version};
 use crate::capacity::time::{Instants, WallTime};
@@ -70,6 +71,8 @@ pub struct ClientSettings {
     pub gso: bool,
     /// Sending deadlines are shown on a grid of this many nanoseconds, 0 for none.
     pub tick: Nanos,
+    /// How the shards of a sending client are woken.
+    pub pacing: Pacing,
     /// Record what a receiving client gets.
     pub recording: Option<Recording>,
     /// Both clocks, read together when the test was set up: the wall clock of this test follows from
@@ -99,6 +102,7 @@ impl ClientSettings {
             local: None,
             gso: true,
             tick: 0,
+            pacing: Pacing::default(),
             recording: None,
             clock,
             seed: 0,

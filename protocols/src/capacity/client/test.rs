@@ -88,6 +88,11 @@ impl Running {
         self.connection.next_deadline()
     }
 
+    /// Whether this end sends load.
+    pub(super) fn sends(&self) -> bool {
+        self.connection.sender().is_some()
+    }
+
     pub(super) fn timer(&mut self, around: Around<'_, '_>) {
         self.act(around, |connection, now, sink| connection.timer(now, sink));
     }

@@ -22,6 +22,7 @@ use super::settings::Settings;
 use super::shared::{ShardShared, Shared};
 use super::slab::{Place, Slab};
 use super::test::Tables;
+use crate::capacity::pacing::{Pacer, Step};
 use crate::capacity::time::WallTime;
 use crate::capacity::transmit::Filler;
 
@@ -29,6 +30,8 @@ use crate::capacity::transmit::Filler;
 const CONTROL: u64 = 1 << 63;
 /// The timer of the shard itself; no test has this word.
 pub(super) const HOUSEKEEPING: u64 = u64::MAX;
+/// The timer by which the shard measures its timers.
+const MEASURING: u64 = u64::MAX - 1;
 /// Between two looks at what the shard does, while it has tests.
 pub(super) const HOUSEKEEPING_INTERVAL: Nanos = 250_000_000;
 
@@ -51,6 +54,7 @@ pub struct Server {
     pub(super) rng: SmallRng,
     pub(super) filler: Filler,
     pub(super) housekeeping: bool,
+    pub(super) pacer: Pacer,
     /// Bytes sent and received when they were last looked at, and when that was.
     pub(super) seen: (u64, Nanos),
     /// Sockets that had something in this turn, and which turn that is.
@@ -76,6 +80,7 @@ impl Server {
             rng: SmallRng::seed_from_u64(mix(settings.seed ^ u64::from(shard))),
             filler: Filler::default(),
             housekeeping: false,
+            pacer: Pacer::new(settings.pacing),
             seen: (0, 0),
             ready: (0, 0),
             late_turn: 0,
@@ -100,6 +105,20 @@ impl Server {
         say(self.settings(), self.shown(), event);
     }
 
+    /// A timer of the measurement has fired.
+    fn measure(&mut self, ctx: &mut Ctx<'_>) {
+        match self.pacer.fired(ctx.now()) {
+            Step::Wait(deadline) => {
+                ctx.set_timer(deadline, MEASURING);
+            }
+            Step::Found(timers) if timers.poor => self.say(ServerEvent::BusyPacing {
+                shard: self.shard,
+                late: timers.late,
+            }),
+            Step::Found(_) => {}
+        }
+    }
+
     pub(super) fn wall(&self, ctx: &Ctx<'_>) -> WallTime {
         self.settings().clock.at(ctx.now())
     }
@@ -111,6 +130,9 @@ impl Protocol for Server {
     fn start(&mut self, ctx: &mut Ctx<'_>) {
         for (endpoint, socket) in ctx.bound_sockets() {
             ctx.set_socket_tag(socket, CONTROL | u64::from(endpoint));
+        }
+        if let Some(deadline) = self.pacer.begin(ctx.now()) {
+            ctx.set_timer(deadline, MEASURING);
         }
     }
 
@@ -134,6 +156,9 @@ impl Protocol for Server {
     fn timer(&mut self, ctx: &mut Ctx<'_>, token: u64) {
         if token == HOUSEKEEPING {
             return self.keep_house(ctx);
+        }
+        if token == MEASURING {
+            return self.measure(ctx);
         }
         self.test_timer(ctx, Place::of(token));
     }

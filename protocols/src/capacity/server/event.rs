@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use ringmill_engine::ShardId;
+use ringmill_engine::{Nanos, ShardId};
 
 use crate::capacity::auth::AuthError;
 use crate::capacity::batch::{LoadRecord, Refused};
@@ -127,6 +127,13 @@ pub enum ServerEvent {
         about: Arc<About>,
         /// What it was.
         sub_interval: SubInterval,
+    },
+    /// The timers of a shard fire late: while a test of it sends, it does not sleep.
+    BusyPacing {
+        /// Which.
+        shard: ShardId,
+        /// Median lateness in ns.
+        late: Nanos,
     },
     /// A test ended; nothing follows of it.
     Ended {

@@ -173,7 +173,12 @@ impl Server {
             // Receivers wake the shard together too. The status PDUs of one stay as far apart.
             let deadline = match half(parameters.direction) {
                 Half::Receiver => deadline.next_multiple_of(COARSE_TICK),
-                Half::Sender => deadline,
+                Half::Sender => {
+                    if let Some(until) = self.pacer.awake_until(deadline, ctx.now()) {
+                        ctx.stay_awake_until(until);
+                    }
+                    deadline
+                }
             };
             // A timer that fires too early costs less than setting it anew with every datagram.
             let earlier = test.timer.as_ref().is_none_or(|(set, _)| deadline < *set);

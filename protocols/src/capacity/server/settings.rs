@@ -6,6 +6,7 @@ use std::sync::mpsc::SyncSender;
 
 use super::clock::WallClock;
 use super::event::{RecordBatch, ServerEvent};
+use crate::capacity::pacing::Pacing;
 use crate::capacity::parameters::ServerLimits;
 use crate::capacity::pdu::StatusChecksum;
 use crate::capacity::setup::ServerSettings;
@@ -57,6 +58,8 @@ pub struct Settings {
     pub keep_numbers: bool,
     /// Send each datagram by itself.
     pub without_gso: bool,
+    /// How the shards are woken while they send.
+    pub pacing: Pacing,
     /// Tests at once, pending ones included.
     pub tests_max: u32,
     /// Tests that wait for their activation; beyond it the oldest without authentication gives way.
@@ -87,6 +90,7 @@ impl Settings {
             status_checksum: StatusChecksum::default(),
             keep_numbers: false,
             without_gso: false,
+            pacing: Pacing::default(),
             tests_max: TESTS_MAX_DEFAULT,
             pending_max: PENDING_MAX_DEFAULT,
             pending_per_source_max: PENDING_PER_SOURCE_MAX_DEFAULT,
