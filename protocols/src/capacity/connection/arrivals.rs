@@ -53,7 +53,7 @@ impl Connection {
                 let bleached = receiver.ecn_bleached();
                 if batch.stops > 0 {
                     let stops = buffer.chunks(usize::from(stride).max(1));
-                    self.peer_notice = stops.filter_map(SenderNotice::read).last();
+                    self.peer_notice = stops.filter_map(SenderNotice::read).next_back();
                 }
                 self.load_came(&batch, bleached, now, sink);
             }
