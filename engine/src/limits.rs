@@ -51,6 +51,17 @@ pub struct SocketBufferSizes {
     pub send_bytes: usize,
 }
 
+impl SocketBufferSizes {
+    /// The same for both.
+    #[must_use]
+    pub const fn both(bytes: usize) -> Self {
+        Self {
+            receive_bytes: bytes,
+            send_bytes: bytes,
+        }
+    }
+}
+
 impl Limits {
     /// The bounds of one stream's queue; the number of its payloads has none of its own.
     #[must_use]
@@ -81,10 +92,7 @@ impl Default for Limits {
             datagram_buffers: 128,
             fill_buffers: 64,
             mailbox_messages_max: 4096,
-            datagram_socket_buffers: SocketBufferSizes {
-                receive_bytes: 4 << 20,
-                send_bytes: 4 << 20,
-            },
+            datagram_socket_buffers: SocketBufferSizes::both(4 << 20),
         }
     }
 }

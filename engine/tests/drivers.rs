@@ -1417,10 +1417,7 @@ fn datagrams_wait_for_room(setting: &Setting) {
     const COUNT: u32 = 500;
     for stop_early in [false, true] {
         let limits = Limits {
-            datagram_socket_buffers: SocketBufferSizes {
-                receive_bytes: 32 << 10,
-                send_bytes: 32 << 10,
-            },
+            datagram_socket_buffers: SocketBufferSizes::both(32 << 10),
             drain_timeout: 10 * HANG,
             ..Limits::default()
         };

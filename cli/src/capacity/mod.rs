@@ -4,6 +4,7 @@
 //! udpst`) are told by [`FrontEnd`] and print what they like.
 
 pub mod interface;
+pub mod network;
 pub mod recording;
 pub mod servers;
 pub mod session;

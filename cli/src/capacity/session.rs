@@ -7,7 +7,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context as _, Result, bail};
 use ringmill_engine::time::monotonic_now;
-use ringmill_engine::{Controller, Limits, Service};
+use ringmill_engine::{Controller, Limits, Service, SocketBufferSizes};
 use ringmill_protocols::capacity::client::{
     Activated, Client, ClientEvent, ClientSettings, Command, Ended, Failure, Happened, Outlet,
 };
@@ -18,6 +18,7 @@ use ringmill_protocols::capacity::time::{Instants, WallTime};
 use ringmill_protocols::capacity::transmit::engine_limits;
 
 use super::interface::Interface;
+use super::network::{NetworkLosses, NetworkWatch};
 use super::recording::Recorder;
 use crate::args::{EngineArgs, ShardsArg};
 use crate::launch;
@@ -74,6 +75,9 @@ pub struct TestPlan {
     pub by_interface: bool,
     /// Record what comes.
     pub recording: Option<RecordingPlan>,
+    /// Socket buffers to ask for, in bytes, if not those of [`engine_limits`]. Tests that run at once
+    /// share the largest.
+    pub socket_buffer_bytes: Option<usize>,
 }
 
 /// What a front end is told while tests run.
@@ -96,6 +100,16 @@ pub enum Said<'a> {
         interval: &'a Interval,
         /// When it was closed.
         at: WallTime,
+        /// What this host lost meanwhile, if that is known.
+        network: Option<NetworkLosses>,
+    },
+    /// This host begins to lose datagrams that the path carried. Told once for each test; the sum is
+    /// in [`TestOutcome::network`].
+    HostLoses {
+        /// Which test.
+        test: usize,
+        /// In the last sub-interval.
+        losses: NetworkLosses,
     },
     /// Fewer connections are left than the test wants: it ends.
     TooFew {
@@ -155,6 +169,8 @@ pub struct TestOutcome {
     pub records_dropped: u64,
     /// Connections that got far less than their siblings.
     pub starved: Vec<Starved>,
+    /// What this host lost from the activation to the end, if that is known.
+    pub network: Option<NetworkLosses>,
 }
 
 /// What became of a run.
@@ -212,7 +228,7 @@ pub fn run(
         placement = launch::place(&engine_args, None, false)?;
     }
     let shards = placement.plan.shards.len() as u16;
-    let mut builder = launch::builder(&engine_args, engine_limits(Limits::default()), &placement);
+    let mut builder = launch::builder(&engine_args, limits(plans), &placement);
     let mut tests = Vec::new();
     for plan in plans {
         let (test, service) = Test::new(plan, shards)?;
@@ -266,6 +282,15 @@ pub fn run(
     Ok(Outcome { tests: outcomes })
 }
 
+fn limits(plans: &[TestPlan]) -> Limits {
+    let mut limits = engine_limits(Limits::default());
+    let wanted = plans.iter().filter_map(|plan| plan.socket_buffer_bytes);
+    if let Some(bytes) = wanted.max() {
+        limits.datagram_socket_buffers = SocketBufferSizes::both(bytes);
+    }
+    limits
+}
+
 /// A test that runs, on the control thread.
 struct Test<'a> {
     plan: &'a TestPlan,
@@ -276,6 +301,9 @@ struct Test<'a> {
     recorder: Option<Recorder>,
     interface: Option<Interface>,
     interface_rate: Option<InterfaceRate>,
+    network: NetworkWatch,
+    losses: Option<NetworkLosses>,
+    host_loses: bool,
     gathering: u32,
     gatherer: Gatherer,
     results: Results,
@@ -329,6 +357,9 @@ impl<'a> Test<'a> {
             recorder,
             interface,
             interface_rate: None,
+            network: NetworkWatch::default(),
+            losses: None,
+            host_loses: false,
             gathering: 0,
             gatherer: Gatherer::default(),
             results: Results::new(plan.first_mode, plan.by_interface),
@@ -421,6 +452,9 @@ impl<'a> Test<'a> {
     fn activated(&mut self, event: &ClientEvent, activated: &Activated) -> Result<()> {
         if self.began.is_none() {
             self.began = Some(event.at.wall);
+            // What was before is no business of the test.
+            let before = self.network.losses();
+            self.losses = before.map(|_| NetworkLosses::default());
             if let Some(interface) = &mut self.interface {
                 let _ = interface.rate(event.at.now);
             }
@@ -444,11 +478,28 @@ impl<'a> Test<'a> {
         let at = instants_now().wall;
         self.results.add(&interval);
         self.intervals.push((interval, at));
+        let network = self.host_losses();
         front.said(&Said::Interval {
             test: index,
             interval: &interval,
             at,
+            network,
         });
+        if let Some(losses) = network.filter(|losses| !losses.is_none())
+            && !std::mem::replace(&mut self.host_loses, true)
+        {
+            front.said(&Said::HostLoses {
+                test: index,
+                losses,
+            });
+        }
+    }
+
+    /// What the host lost since this was last asked, which is added to the sum.
+    fn host_losses(&mut self) -> Option<NetworkLosses> {
+        let losses = self.network.losses();
+        self.losses = self.losses.zip(losses).map(|(sum, losses)| sum.and(losses));
+        losses
     }
 
     /// Connections that have not failed.
@@ -477,6 +528,7 @@ impl<'a> Test<'a> {
         if let Some(interval) = self.gatherer.close(u32::from(self.active())) {
             self.closed(index, interval, front);
         }
+        self.host_losses();
         let mut records_dropped = self.outlet.records_dropped();
         // The last sender: now the recorder ends.
         drop(self.outlet);
@@ -500,6 +552,7 @@ impl<'a> Test<'a> {
             ended: instants_now().wall,
             records_dropped,
             starved: starved(&self.flow_rates),
+            network: self.losses,
         })
     }
 }
@@ -530,6 +583,7 @@ mod tests {
             interface: None,
             by_interface: false,
             recording: None,
+            socket_buffer_bytes: None,
         }
     }
 
@@ -547,6 +601,18 @@ mod tests {
             },
             ..SubInterval::default()
         })
+    }
+
+    fn activated() -> Happened {
+        let address = "127.0.0.1:24601".parse().expect("an address");
+        Happened::Activated(Box::new(Activated {
+            local: address,
+            peer: address,
+            parameters: TestParameters::new(Direction::Downstream),
+            version: ringmill_protocols::capacity::pdu::Version::V20,
+            wire_version: 20,
+            clock_offset_s: None,
+        }))
     }
 
     fn ended(end: End) -> Happened {
@@ -578,6 +644,10 @@ mod tests {
                     interval.active_connections
                 )),
                 Said::TooFew { active, .. } => self.0.push(format!("only {active}")),
+                Said::HostLoses { losses, .. } => {
+                    self.0
+                        .push(format!("host loses {}", losses.reassembly_failures));
+                }
                 _ => {}
             }
         }
@@ -703,6 +773,62 @@ mod tests {
             median_mbps: 100.0,
         };
         assert_eq!(outcome.starved, [want]);
+    }
+
+    #[test]
+    fn what_the_host_loses_is_told_once_and_summed_up() {
+        use super::super::network::tests::write;
+        let root = tempfile::tempdir().expect("a folder");
+        write(root.path(), (1, 0), None);
+        let plan = plan(1, 1);
+        let (mut test, _service) = Test::new(&plan, 1).expect("a test");
+        test.network = NetworkWatch::below(root.path());
+        let mut heard = Heard::default();
+        let mut say = |test: &mut Test<'_>, failures, happened| {
+            write(root.path(), (failures, 2 * failures), None);
+            test.outlet.tell(ClientEvent {
+                connection: 0,
+                at: Instants::default(),
+                happened,
+            });
+            test.look(0, &mut heard).expect("nothing fails");
+        };
+        // What came before the activation is not of the test.
+        say(&mut test, 10, activated());
+        say(&mut test, 10, part(1, 100));
+        say(&mut test, 13, part(2, 100));
+        say(&mut test, 17, part(3, 100));
+        say(&mut test, 18, ended(End::Complete));
+        let outcome = test.finish(0, &mut heard).expect("nothing fails");
+        let told = heard.0.iter().filter(|line| line.contains("host"));
+        assert_eq!(told.collect::<Vec<_>>(), ["host loses 3"]);
+        let network = outcome.network.expect("it can be read");
+        assert_eq!(
+            (network.reassembly_failures, network.receive_buffer_errors),
+            (8, 16)
+        );
+    }
+
+    #[test]
+    fn the_largest_wanted_socket_buffer_counts() {
+        let ours = engine_limits(Limits::default()).datagram_socket_buffers;
+        for (wanted, bytes) in [
+            (vec![None], ours),
+            (vec![Some(32_768)], SocketBufferSizes::both(32_768)),
+            (
+                vec![None, Some(1), Some(5_000_000)],
+                SocketBufferSizes::both(5_000_000),
+            ),
+        ] {
+            let plans: Vec<_> = wanted
+                .iter()
+                .map(|bytes| TestPlan {
+                    socket_buffer_bytes: *bytes,
+                    ..plan(1, 1)
+                })
+                .collect();
+            assert_eq!(limits(&plans).datagram_socket_buffers, bytes);
+        }
     }
 
     #[test]

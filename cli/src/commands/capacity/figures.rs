@@ -7,6 +7,7 @@ use ringmill_protocols::capacity::starved::Starved;
 use ringmill_protocols::capacity::summary::Summary;
 use serde::Serialize;
 
+use crate::capacity::network::NetworkLosses;
 use crate::capacity::{TestOutcome, TestPlan, Verdict};
 use crate::fail_if::{Measured, Metric, Unit};
 
@@ -214,6 +215,8 @@ pub struct TestFigures {
     pub(super) datagrams_not_sent: u64,
     pub(super) records_dropped: u64,
     pub(super) starved: Vec<StarvedFigures>,
+    /// What this host lost, if that is known.
+    pub(super) network: Option<NetworkLosses>,
     pub(super) modes: Vec<ModeFigures>,
     pub(super) connections: Vec<ConnectionFigures>,
     #[serde(skip)]
@@ -246,6 +249,7 @@ impl TestFigures {
             datagrams_not_sent: ended().map(|ended| ended.missed).sum(),
             records_dropped: outcome.records_dropped,
             starved: outcome.starved.iter().map(StarvedFigures::new).collect(),
+            network: outcome.network,
             modes,
             connections: connections
                 .map(|(index, one)| {
@@ -374,6 +378,7 @@ mod tests {
             datagrams_not_sent: 0,
             records_dropped: 0,
             starved: Vec::new(),
+            network: None,
             modes: vec![whole.clone()],
             connections: Vec::new(),
             whole: Some(whole),

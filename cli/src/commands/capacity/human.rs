@@ -10,6 +10,7 @@ use ringmill_protocols::capacity::parameters::{Algorithm, Direction, Rate, TestP
 
 use super::figures::{ModeFigures, TestFigures, way};
 use super::options::late_timers;
+use crate::capacity::network::NetworkLosses;
 use crate::capacity::{FrontEnd, Said, TestPlan};
 use crate::units;
 
@@ -117,6 +118,11 @@ impl FrontEnd for Human<'_> {
                 self.complain(*test, None, &words);
             }
             Said::TooFew { .. } => {}
+            Said::HostLoses { test, losses } => {
+                for words in losses.words() {
+                    self.complain(*test, None, &words);
+                }
+            }
             Said::Event { test, event } => {
                 let connection = Some(event.connection);
                 match &event.happened {
@@ -284,6 +290,9 @@ pub(super) fn report(figures: &TestFigures, several: bool) -> String {
             "  {} records were dropped: the disk is too slow\n",
             units::format_count(figures.records_dropped)
         );
+    }
+    for words in figures.network.iter().flat_map(NetworkLosses::words) {
+        text += &format!("  {words}\n");
     }
     if figures.verdict != "complete" {
         text += &format!("  {}\n", figures.verdict);

@@ -38,13 +38,25 @@ impl FrontEnd for Json<'_> {
     fn said(&mut self, said: &Said<'_>) {
         match said {
             Said::Note(words) => eprintln!("ringmill: {words}"),
-            Said::Interval { test, interval, at } => {
+            Said::Interval {
+                test,
+                interval,
+                at,
+                network,
+            } => {
                 let mut value = json!(IntervalFigures::new(interval));
+                value["network"] = json!(network);
                 value["type"] = json!("interval");
                 value["direction"] = json!(self.direction(*test));
                 value["unix_s"] = json!(at.unix_nanos() as f64 / 1e9);
                 line(&value);
             }
+            Said::HostLoses { test, losses } => line(&json!({
+                "type": "host_losses",
+                "direction": self.direction(*test),
+                "network": losses,
+                "words": losses.words().join("; "),
+            })),
             Said::TooFew { test, active } => line(&json!({
                 "type": "too_few_connections",
                 "direction": self.direction(*test),

@@ -23,7 +23,7 @@ Examples:
   ringmill capacity down test.example.net --monitor -t 60s
   ringmill capacity rates | less
 
-Servers and clients of OB-UDPST from 8.0 on take part as well as ours.";
+Servers and clients of OB-UDPST from 8.2 on take part as well as ours.";
 
 /// Flags of `ringmill capacity`.
 #[derive(Debug, Args)]

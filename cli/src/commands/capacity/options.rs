@@ -45,7 +45,7 @@ pub enum ProtocolArg {
     /// RFC 9946, OB-UDPST 9.
     #[value(name = "20")]
     V20,
-    /// OB-UDPST 8 and older.
+    /// OB-UDPST 8.2.
     #[value(name = "11")]
     V11,
 }
@@ -108,9 +108,9 @@ pub struct OptionArgs {
     #[arg(short = '6', long)]
     pub ipv6: bool,
 
-    /// The local address to test from.
-    #[arg(long, value_name = "ADDR")]
-    pub from: Option<std::net::IpAddr>,
+    /// The local address to test from [default: as the route has it].
+    #[arg(long, alias = "from", value_name = "IP")]
+    pub source: Option<std::net::IpAddr>,
 
     /// The protocol's version.
     #[arg(long, value_enum, default_value = "auto")]
@@ -205,7 +205,8 @@ pub struct RateArgs {
     #[arg(long, requires = "bimodal")]
     pub hold_first_mode: bool,
 
-    /// Tell servers that the test may need this rate; some want to know.
+    /// Tell servers that the test may need this rate; some want to know [default: that of a fixed
+    /// row].
     #[arg(long, value_name = "RATE", value_parser = units::parse_bit_rate)]
     pub bandwidth: Option<f64>,
 }
@@ -364,26 +365,17 @@ impl OptionArgs {
             )));
         }
         let ipv6 = servers.iter().any(|server| server.address.is_ipv6());
-        if let Some(from) = self.from
-            && from.is_ipv6() != ipv6
+        if let Some(source) = self.source
+            && source.is_ipv6() != ipv6
         {
             bail!(usage(format!(
-                "--from {from}: the server's address is of the other family"
+                "--source {source}: the server's address is of the other family"
             )));
         }
         let mut parameters = self.parameters(direction)?;
         if let Some(rate) = self.rate.verify {
-            let variant = Variant {
-                ipv6,
-                jumbo: !self.packets.no_jumbo,
-                traditional: self.packets.traditional,
-            };
             let share = rate / BITS_PER_MBIT * VERIFY_SHARE / f64::from(connections);
-            let table = match self.rate.extended_rows {
-                true => RateTable::extended(variant),
-                false => RateTable::new(variant),
-            };
-            parameters.rate = Rate::Fixed(verifying_row(&table, share)?);
+            parameters.rate = Rate::Fixed(verifying_row(&self.table(ipv6), share)?);
         }
         let addresses = servers.iter().map(|server| server.address).collect();
         let ring = self.keys.ring()?;
@@ -404,7 +396,7 @@ impl OptionArgs {
         let settings = ClientSettings {
             connections,
             ident: (random() % u64::from(u16::MAX)) as u16 + 1,
-            bandwidth_mbps: self.rate.bandwidth.map(mbps_up).transpose()?,
+            bandwidth_mbps: self.bandwidth(&parameters, ipv6, connections)?,
             sizes: DatagramSizes {
                 jumbo: !self.packets.no_jumbo,
                 traditional: self.packets.traditional,
@@ -414,7 +406,7 @@ impl OptionArgs {
             fall_back,
             check_sum: self.packets.checksums,
             keep_numbers: self.packets.count_refused,
-            local: self.from,
+            local: self.source,
             gso: !self.packets.no_gso,
             pacing: self.packets.pacing.into(),
             recording: recorded.map(|_| match self.record.record_all {
@@ -432,7 +424,39 @@ impl OptionArgs {
             interface: self.record.watch.clone(),
             by_interface: self.record.maximum_by_interface,
             recording: recorded.map(|path| recording(path.clone(), connections)),
+            socket_buffer_bytes: None,
         })
+    }
+
+    fn table(&self, ipv6: bool) -> RateTable {
+        let variant = Variant {
+            ipv6,
+            jumbo: !self.packets.no_jumbo,
+            traditional: self.packets.traditional,
+        };
+        match self.rate.extended_rows {
+            true => RateTable::extended(variant),
+            false => RateTable::new(variant),
+        }
+    }
+
+    /// What servers are told that the test may need, in Mbit/s over all connections: what the user
+    /// says, or what a fixed row sends. How far a search will go nobody knows before.
+    fn bandwidth(
+        &self,
+        parameters: &TestParameters,
+        ipv6: bool,
+        connections: u8,
+    ) -> Result<Option<u32>> {
+        match (self.rate.bandwidth, parameters.rate) {
+            (Some(said), _) => Ok(Some(mbps_up(said)?.into())),
+            (None, Rate::Fixed(row)) => {
+                let each = self.table(ipv6).row(row).mbps().ceil();
+                // Row 0 sends less than 1 Mbit/s, and no row as much as 100 Gbit/s.
+                Ok(Some(each as u32 * u32::from(connections)))
+            }
+            (None, Rate::Search { .. }) => Ok(None),
+        }
     }
 
     fn parameters(&self, direction: Direction) -> Result<TestParameters> {
@@ -651,6 +675,42 @@ mod tests {
     }
 
     #[test]
+    fn servers_are_told_what_a_fixed_rate_needs() {
+        for (line, total, each) in [
+            ("", None, 0),
+            ("--start-row 100", None, 0),
+            ("--bandwidth 500Mbit", Some(500), 500),
+            ("--verify 500Mbit", Some(450), 450),
+            ("--verify 500Mbit --bandwidth 2Gbit", Some(2000), 2000),
+            ("--verify 1Gbit -c 2", Some(900), 450),
+            ("--monitor", Some(1), 1),
+            ("--monitor -c 3", Some(3), 1),
+            ("--row 1", Some(1), 1),
+            ("--row 999", Some(999), 999),
+            ("--row 1001", Some(1100), 1100),
+            // More than a request can say.
+            ("--row 1152 -c 2", Some(144_000), 32_767),
+        ] {
+            let settings = plan(line).expect(line).settings;
+            assert_eq!(settings.bandwidth_mbps, total, "{line}");
+            assert_eq!(settings.bandwidth_of_connection(), each, "{line}");
+        }
+    }
+
+    #[test]
+    fn low_rows_need_their_number_in_mbps() {
+        for line in ["", "-6", "-j", "-T"] {
+            let words = ["test"].into_iter().chain(line.split_whitespace());
+            let options = Line::try_parse_from(words).expect(line).options;
+            let table = options.table(options.ipv6);
+            for row in 1..=1000 {
+                let need = table.row(row).mbps().ceil();
+                assert_eq!(need, f64::from(row), "row {row} of {line}");
+            }
+        }
+    }
+
+    #[test]
     fn lines_that_are_refused() {
         for line in [
             "-t 4s",
@@ -677,7 +737,9 @@ mod tests {
             "-c 25",
             "-c 2 --min-connections 3",
             "--key a --key-file b",
+            "--source ::1",
             "--from ::1",
+            "--source here",
             "--bandwidth 40Gbit",
         ] {
             assert!(plan(line).is_err(), "{line}");

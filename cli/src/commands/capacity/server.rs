@@ -29,6 +29,7 @@ use serde_json::{Value, json};
 
 use super::options::{PacingArg, late_timers};
 use crate::args::EngineArgs;
+use crate::capacity::network::{LossWarnings, NetworkLosses, NetworkWatch};
 use crate::endpoint::{Endpoint, Scheme};
 use crate::exit::{Exit, UsageError};
 use crate::launch::{self, Placement};
@@ -37,7 +38,7 @@ use crate::signals::EndRequests;
 
 /// How soon events are told and a step of the host's clock is followed.
 const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-/// Between two `interval` events.
+/// Between two `interval` events, and between two looks at what the host loses.
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 /// Events that wait to be told; a flood of requests drops what is beyond, and counts it.
 const EVENTS_MAX: usize = 16_384;
@@ -168,7 +169,7 @@ Examples:
   ringmill capacity server --listen 10.0.0.1,bandwidth=1000 --listen '[2001:db8::1]:25000'
   ringmill capacity server --test-ports 40000-40999            for a firewall with few open ports
 
-OB-UDPST clients from 8.0 on are served as well as ours.";
+OB-UDPST clients from 8.2 on are served as well as ours.";
 
 /// Where setup requests are taken.
 #[derive(Debug, Clone)]
@@ -429,6 +430,8 @@ impl Running<'_> {
         let mut failed = None;
         let mut interval = Instant::now();
         let mut before = self.server.counters();
+        let mut network = NetworkWatch::default();
+        let mut warnings = LossWarnings::default();
         while !self.engine.has_ended() {
             std::thread::park_timeout(LOOK_INTERVAL);
             set(&self.clock);
@@ -448,11 +451,21 @@ impl Running<'_> {
                     failed = Some(format!("shard {shard} failed: {error}"));
                 }
             }
-            if self.args.json && interval.elapsed() >= EVENT_INTERVAL {
+            if interval.elapsed() >= EVENT_INTERVAL {
                 let seconds = interval.elapsed().as_secs_f64();
                 interval = Instant::now();
                 let now = self.server.counters();
-                say(true, &interval_event(&before, &now, seconds), "");
+                let losses = network.losses();
+                if self.args.json {
+                    say(true, &interval_event(&before, &now, losses, seconds), "");
+                }
+                // What other programs lose while nobody tests is their business.
+                let tested = before.running + now.running > 0;
+                if let Some(losses) = losses.filter(|_| tested)
+                    && let Some(losses) = warnings.add(losses, interval)
+                {
+                    self.warn(&losses);
+                }
                 before = now;
             }
         }
@@ -477,6 +490,12 @@ impl Running<'_> {
         } else {
             Exit::Ok
         })
+    }
+
+    fn warn(&self, losses: &NetworkLosses) {
+        let text = losses.words().join("; ");
+        let event = json!({ "type": "host_losses", "network": losses, "text": text });
+        say(self.args.json, &event, format_args!("warning: {text}"));
     }
 
     /// Tells what happened; whether a test ended.
@@ -684,7 +703,12 @@ fn ended_event(about: &About, way: Direction, end: &str, totals: &Totals) -> Val
     event
 }
 
-fn interval_event(before: &ServerSnapshot, now: &ServerSnapshot, seconds: f64) -> Value {
+fn interval_event(
+    before: &ServerSnapshot,
+    now: &ServerSnapshot,
+    network: Option<NetworkLosses>,
+    seconds: f64,
+) -> Value {
     let mbps = |after: u64, before: u64| after.wrapping_sub(before) as f64 * 8.0 / seconds / 1e6;
     json!({
         "type": "interval",
@@ -693,5 +717,6 @@ fn interval_event(before: &ServerSnapshot, now: &ServerSnapshot, seconds: f64) -
         "pending": now.pending,
         "tx_ip_mbps": mbps(now.tx_ip_bytes, before.tx_ip_bytes),
         "rx_ip_mbps": mbps(now.rx_ip_bytes, before.rx_ip_bytes),
+        "network": network,
     })
 }

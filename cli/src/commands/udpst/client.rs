@@ -129,7 +129,7 @@ fn plan(
         connections: options.connections_max,
         // 1 to 65535.
         ident: (session::random() % u64::from(u16::MAX)) as u16 + 1,
-        bandwidth_mbps: (options.bandwidth_mbps > 0).then_some(options.bandwidth_mbps as u16),
+        bandwidth_mbps: (options.bandwidth_mbps > 0).then_some(options.bandwidth_mbps),
         sizes: DatagramSizes {
             jumbo: options.jumbo,
             traditional: options.traditional,
@@ -156,6 +156,7 @@ fn plan(
                 name: Box::new(move |of| file_name(&pattern, &interface, of).into()),
             }
         }),
+        socket_buffer_bytes: options.socket_buffer_bytes.map(|bytes| bytes as usize),
     }
 }
 
@@ -463,6 +464,8 @@ impl FrontEnd for Front<'_> {
                     self.print(&line);
                 }
             }
+            // The original does not look.
+            Said::HostLoses { .. } => {}
             Said::TooFew { .. } => {
                 self.status.too_few();
                 let least = self.options.connections_min;

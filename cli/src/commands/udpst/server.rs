@@ -97,10 +97,7 @@ fn serve(
         ..Limits::default()
     });
     if let Some(bytes) = options.socket_buffer_bytes {
-        limits.datagram_socket_buffers = SocketBufferSizes {
-            receive_bytes: bytes as usize,
-            send_bytes: bytes as usize,
-        };
+        limits.datagram_socket_buffers = SocketBufferSizes::both(bytes as usize);
     }
     let bound = addresses
         .iter()

@@ -7,7 +7,7 @@ use ringmill_engine::time::Nanos;
 use crate::capacity::keys::SharedKey;
 use crate::capacity::pacing::Pacing;
 use crate::capacity::parameters::TestParameters;
-use crate::capacity::pdu::{StatusChecksum, Version};
+use crate::capacity::pdu::{Setup, StatusChecksum, Version};
 use crate::capacity::time::{Instants, WallTime};
 
 /// Which datagram sizes the rows have: client and server must agree.
@@ -50,7 +50,7 @@ pub struct ClientSettings {
     /// What to ask for.
     pub parameters: TestParameters,
     /// Bandwidth in Mbit/s that all connections together may need, if servers are to be told.
-    pub bandwidth_mbps: Option<u16>,
+    pub bandwidth_mbps: Option<u32>,
     /// Datagram sizes.
     pub sizes: DatagramSizes,
     /// Key and its id, for a test with authentication.
@@ -126,11 +126,16 @@ impl ClientSettings {
         }
     }
 
-    /// What a connection asks for in its setup request, in Mbit/s; 0 for not given.
+    /// What a connection asks for in its setup request, in Mbit/s; 0 for not given. More than a
+    /// request can say is the most that it can.
     #[must_use]
     pub fn bandwidth_of_connection(&self) -> u16 {
         match self.bandwidth_mbps {
-            Some(mbps @ 1..) => (mbps / u16::from(self.connections.max(1))).max(1),
+            Some(mbps @ 1..) => {
+                let share = (mbps / u32::from(self.connections.max(1))).max(1);
+                let most = Setup::BANDWIDTH_MAX_MBPS;
+                u16::try_from(share).map_or(most, |mbps| mbps.min(most))
+            }
             _ => 0,
         }
     }

@@ -221,7 +221,7 @@ impl std::fmt::Display for SetupCode {
                 "the clocks of client and server are too far apart for authentication"
             }
             Self::BandwidthMissing => {
-                "the server wants to know the bandwidth that the test may need"
+                "the server wants to know the bandwidth that the test may need; tell it by --bandwidth"
             }
             Self::BandwidthUnavailable => {
                 "the server has not enough bandwidth left now; try later or ask for less"
