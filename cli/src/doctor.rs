@@ -1,7 +1,8 @@
 //! `ringmill doctor`: what this host allows, what ringmill will use, what to change and how.
 //!
 //! Renders [`Host`] and its advice for people or as JSON. It decides nothing: readings and judgement
-//! come from the engine, so that a server's log and this page never disagree.
+//! come from the engine, so that a server's log and this page never disagree, and the rules for a
+//! firewall from [`Firewall`].
 
 use std::fmt::{Display, Write as _};
 use std::io::{self, IsTerminal, Write as _};
@@ -9,6 +10,8 @@ use std::process::ExitCode;
 
 use ringmill_engine::host::{Advice, Host, Limit, Reading, RingAccess, Severity, Topic, advice};
 use serde::Serialize;
+
+use crate::firewall::Firewall;
 
 /// Something a driver can do here or not, and what it does instead.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -24,11 +27,15 @@ pub struct Feature {
 /// Prints the whole story of this host to standard output.
 ///
 /// `features` are those that the driver itself probed; they are shown after the operations of the
-/// ring. Exits 0 whatever was found: the advice is the result.
+/// ring; `firewall` is shown where it is wanted. Exits 0 whatever was found: the advice is the result.
 ///
 /// # Errors
 /// Standard output cannot be written; a reader that went away is none.
-pub fn run(json: bool, features: &[Feature]) -> anyhow::Result<ExitCode> {
+pub fn run(
+    json: bool,
+    features: &[Feature],
+    firewall: Option<&Firewall>,
+) -> anyhow::Result<ExitCode> {
     let host = Host::read();
     let findings = advice(&host);
     let text = if json {
@@ -37,10 +44,13 @@ pub fn run(json: bool, features: &[Feature]) -> anyhow::Result<ExitCode> {
             driver: driver(&host),
             features,
             advice: &findings,
+            firewall,
         };
         serde_json::to_string_pretty(&document)? + "\n"
     } else {
-        render(&host, &findings, features, Style::of_stdout())
+        let style = Style::of_stdout();
+        let page = render(&host, &findings, features, style);
+        page + &firewall.map_or_else(String::new, |firewall| render_firewall(firewall, style))
     };
     match io::stdout().lock().write_all(text.as_bytes()) {
         Err(error) if error.kind() != io::ErrorKind::BrokenPipe => Err(error.into()),
@@ -54,6 +64,8 @@ struct Document<'a> {
     driver: &'static str,
     features: &'a [Feature],
     advice: &'a [Advice],
+    #[serde(skip_serializing_if = "Option::is_none")]
+    firewall: Option<&'a Firewall>,
 }
 
 /// The driver that `--driver auto` takes here.
@@ -143,6 +155,17 @@ pub fn render(host: &Host, findings: &[Advice], features: &[Feature], style: Sty
         Style::Terminal => page.text,
         Style::Plain => page.text.replace('µ', "u").replace('…', "..."),
     }
+}
+
+/// What a firewall must let through to a capacity server, as a section of its own.
+pub fn render_firewall(firewall: &Firewall, style: Style) -> String {
+    let mut page = Page {
+        text: "\n".to_owned(),
+        style,
+        findings: &[],
+    };
+    page.firewall(firewall);
+    page.text
 }
 
 struct Page<'a> {
@@ -405,6 +428,36 @@ impl Page<'_> {
                     format!("fewer than {soft} a process")
                 },
             );
+        }
+    }
+
+    fn firewall(&mut self, firewall: &Firewall) {
+        let title = self.style.heading("Firewall of a capacity server");
+        self.line(format_args!("{title}"));
+        let control: Vec<_> = firewall.control_ports.iter().map(u16::to_string).collect();
+        self.fact("control port", control.join(", "));
+        let ports = |(first, last): (u16, u16)| format!("{first}-{last}");
+        let tests = firewall.test_ports.map_or_else(|| "unknown".into(), ports);
+        let mark = match (firewall.given_by_kernel, firewall.overlap) {
+            (true, _) => Mark::None,
+            (false, None) => Mark::Good,
+            (false, Some(_)) => Mark::Limits,
+        };
+        self.row(mark, "test ports", tests);
+        for note in &firewall.notes {
+            self.line(format_args!("      {note}"));
+        }
+        for (about, rules) in [
+            ("accept what comes to it", &firewall.accept),
+            (
+                "where connection tracking costs too much or its table fills",
+                &firewall.notrack,
+            ),
+        ] {
+            self.line(format_args!("      {about}:"));
+            for rule in rules {
+                self.line(format_args!("      > {rule}"));
+            }
         }
     }
 

@@ -13,6 +13,7 @@ pub mod doctor;
 pub mod endpoint;
 pub mod exit;
 pub mod fail_if;
+pub mod firewall;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod launch;

@@ -98,6 +98,37 @@ fn a_fixed_rate_says_what_it_needs_and_a_search_must_be_told() {
     }
 }
 
+#[test]
+fn doctor_shows_the_rules_for_a_firewall() {
+    let line = "doctor --capacity --port 24601 --port 25000 --test-ports 20000-20999";
+    let words: Vec<_> = line.split(' ').collect();
+    let (code, text, _) = run(&words);
+    assert_eq!(code, 0);
+    for part in [
+        "Firewall of a capacity server",
+        "> nft add rule inet filter input udp dport '{ 24601, 25000, 20000-20999 }' accept",
+        "> nft add rule inet capacity out udp sport '{ 24601, 25000, 20000-20999 }' notrack",
+    ] {
+        assert!(text.contains(part), "{part} in {text}");
+    }
+    let (code, text, _) = run(&["doctor", "--capacity", "--json"]);
+    assert_eq!(code, 0);
+    let firewall = &serde_json::from_str::<Value>(&text).unwrap()["firewall"];
+    assert_eq!(firewall["control_ports"], serde_json::json!([24601]));
+    assert_eq!(firewall["given_by_kernel"], true);
+    // Nobody who did not ask sees any of it.
+    let (_, text, _) = run(&["doctor", "--json"]);
+    let host: Value = serde_json::from_str(&text).unwrap();
+    assert!(host.get("firewall").is_none());
+    for wrong in [
+        vec!["doctor", "--test-ports", "1-2"],
+        vec!["doctor", "--capacity", "--test-ports", "2-1"],
+        vec!["doctor", "--capacity", "--port", "0"],
+    ] {
+        assert_eq!(run(&wrong).0, 2, "{wrong:?}");
+    }
+}
+
 /// Makes the kernel count datagrams that find a full socket buffer in this network namespace.
 fn overrun_a_socket() {
     /// More than any default buffer holds.

@@ -2,9 +2,11 @@
 
 use std::process::ExitCode;
 
-use clap::{Parser, Subcommand};
+use clap::{Args, Parser, Subcommand};
+use ringmill_protocols::capacity::CONTROL_PORT;
 
 use crate::exit::{self, Exit};
+use crate::firewall::{Firewall, Ports};
 
 pub mod capacity;
 pub mod chat;
@@ -81,11 +83,7 @@ pub enum Command {
     /// Show the machine and where shards would run.
     Topology(topology::TopologyArgs),
     /// Show what this host allows, what ringmill will use, and what to change.
-    Doctor {
-        /// Print one JSON object.
-        #[arg(long)]
-        json: bool,
-    },
+    Doctor(DoctorArgs),
     /// Print shell completions.
     Completions(generate::CompletionsArgs),
     /// Write man pages.
@@ -116,7 +114,7 @@ pub fn main() -> ExitCode {
             return udpst::run("ringmill udpst", args.arguments.into_iter()).into();
         }
         Command::Topology(args) => topology::run(&args),
-        Command::Doctor { json } => return doctor(json),
+        Command::Doctor(args) => return doctor(&args),
     };
     match result {
         Ok(exit) => exit.into(),
@@ -127,7 +125,27 @@ pub fn main() -> ExitCode {
     }
 }
 
-fn doctor(json: bool) -> ExitCode {
+/// Flags of `ringmill doctor`.
+#[derive(Debug, Args)]
+pub struct DoctorArgs {
+    /// Print one JSON object.
+    #[arg(long)]
+    json: bool,
+
+    /// Show the firewall rules of a capacity server, too.
+    #[arg(long)]
+    capacity: bool,
+
+    /// Its control port; may be repeated.
+    #[arg(long, value_name = "PORT", requires = "capacity", default_values_t = [CONTROL_PORT], value_parser = clap::value_parser!(u16).range(1..))]
+    port: Vec<u16>,
+
+    /// The test ports that it was or will be given [default: those that the kernel gives].
+    #[arg(long, value_name = "LO-HI", requires = "capacity", value_parser = capacity::server::parse_ports)]
+    test_ports: Option<std::ops::RangeInclusive<u16>>,
+}
+
+fn doctor(args: &DoctorArgs) -> ExitCode {
     use ringmill_engine::uring::{self, Feature};
     let found = uring::probe(&uring::Options::default()).ok();
     let features: Vec<_> = Feature::ALL
@@ -141,7 +159,13 @@ fn doctor(json: bool) -> ExitCode {
             }
         })
         .collect();
-    match crate::doctor::run(json, &features) {
+    let firewall = args.capacity.then(|| {
+        Firewall::new(&Ports {
+            control: args.port.clone(),
+            tests: args.test_ports.clone(),
+        })
+    });
+    match crate::doctor::run(args.json, &features, firewall.as_ref()) {
         Ok(exit) => exit,
         Err(error) => {
             eprintln!("ringmill: {error:#}");

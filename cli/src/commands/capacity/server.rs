@@ -212,7 +212,8 @@ impl FromStr for Listen {
     }
 }
 
-fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
+/// A range of ports, such as 40000-40999.
+pub(crate) fn parse_ports(text: &str) -> Result<RangeInclusive<u16>, String> {
     let parse = |port: &str| port.trim().parse::<u16>().ok().filter(|port| *port > 0);
     let ends = text.split_once('-');
     match ends.map(|(from, to)| (parse(from), parse(to))) {
