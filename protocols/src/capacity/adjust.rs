@@ -1,5 +1,5 @@
-//! Rate adjustment: what one trial showed → the row to send by (TR-471 clause 5, RFC 9097 section 8
-//! and 8.1, RFC 9946; algorithm C as OB-UDPST has it). Only a server does this.
+//! Rate adjustment: what one trial showed → the row to send by (algorithm B: RFC 9097 section 8.1
+//! and appendix A, RFC 9946 section 5.1, TR-471 clause 5.2.1; algorithm C as OB-UDPST has it). Only a server does this.
 //!
 //! It keeps an index into the sending rate table and nothing of the network: it never reads a clock
 //! and never sees a PDU. With a held step (ours only, see [`Adjuster::step`]) a good trial changes

@@ -1,5 +1,5 @@
 //! Signatures of control PDUs: HMAC-SHA-256, with keys derived by the KDF of NIST SP 800-108 in
-//! version 20 and with the shared key itself in version 11.
+//! version 20 and with the shared key itself in version 11 (RFC 9946 sections 5.3 and 5.4).
 //!
 //! A PDU is signed and verified in place in its encoded bytes, as it goes over the wire. Digests are
 //! compared in constant time; keys are wiped when dropped and never shown.

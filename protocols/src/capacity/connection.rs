@@ -1,5 +1,5 @@
 //! One running test connection, of either role and in either direction: from activation to the
-//! confirmed stop (RFC 9946 section on the test phase, TR-471 clause 5).
+//! confirmed stop (RFC 9946 sections 8 and 9).
 //!
 //! Bytes and time in; bursts, PDUs and events out through a [`Sink`]. All timers are monotonic. The
 //! wall clock is read once, at activation, and what goes on the wire follows from it by the monotonic

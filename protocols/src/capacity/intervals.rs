@@ -1,5 +1,5 @@
-//! From counts to figures: a sub-interval of one connection, and of all connections together (TR-471
-//! clause 6, RFC 9097 sections 5 to 7 and 9; Y.1540 for the ratios).
+//! From counts to figures: a sub-interval of one connection, and of all connections together (rates:
+//! RFC 9097 section 5.3; ratios: Y.1540 (2019) clauses 6.4, 6.6 and 6.9).
 //!
 //! Plain numbers only: how they are printed is not decided here. Averages of times are rounded as
 //! the original rounds them, all rates are unrounded Mbit/s (10^6 bit/s).

@@ -1,5 +1,5 @@
 //! The receiving half of a test: what load PDUs show, trial by trial and sub-interval by sub-interval
-//! (RFC 9097 section 8, RFC 9946; TR-471 clause 5).
+//! (RFC 9097 section 8.1, RFC 9946 section 8).
 //!
 //! [`batch`](super::batch) takes receive buffers apart for it. Nothing is allocated, no clock is read,
 //! and stop, watchdog and timers are the [connection](super::connection)'s.

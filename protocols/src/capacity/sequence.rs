@@ -1,4 +1,4 @@
-//! Sequence numbers of load PDUs: lost, late or twice (RFC 9097 section 6, TR-471 clause 5; the
+//! Sequence numbers of load PDUs: lost, late or twice (RFC 9097 sections 6.4 and 8.1; the
 //! history of 32 as in OB-UDPST).
 //!
 //! A number is a duplicate only while it is among the last 32 that were accepted: an older one counts

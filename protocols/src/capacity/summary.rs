@@ -1,5 +1,5 @@
 //! From sub-intervals to results: those of all connections gathered, summed up, and the best of them
-//! (TR-471 clause 6, RFC 9097 section 5).
+//! (RFC 9097 sections 6.3 and 6.6).
 //!
 //! Plain numbers only: how they are printed is not decided here.
 

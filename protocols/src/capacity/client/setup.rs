@@ -1,5 +1,5 @@
 //! The control phase of one connection: setup and activation, their repeats, and what the answers
-//! mean (RFC 9946 sections on setup and activation). Bytes and time in, bytes and a verdict out.
+//! mean (RFC 9946 sections 6 and 7). Bytes and time in, bytes and a verdict out.
 //!
 //! A repeat is the same request byte for byte: a server that knows it answers it again and opens
 //! nothing new. Who answers, must be who was asked.

@@ -1,4 +1,4 @@
-//! The end of a test: the stop, its confirmation, silence, and the time that is up (RFC 9946).
+//! The end of a test: the stop, its confirmation, silence, and the time that is up (RFC 9946 section 9).
 //!
 //! A server repeats its stop until the client confirms it; a client whose time has passed is done
 //! without one too. Whatever is lost, both ends end.

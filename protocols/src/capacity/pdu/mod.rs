@@ -1,4 +1,4 @@
-//! The PDUs of the capacity test: one file each, and what they share (RFC 9946; RFC 9097 and the
+//! The PDUs of the capacity test: one file each, and what they share (RFC 9946 sections 6 to 8; RFC 9097 and the
 //! format of OB-UDPST 8.2.0 for version 11).
 //!
 //! A PDU is a struct with the fields of the wire. `decode` accepts exactly what a careful receiver
