@@ -1,12 +1,11 @@
 //! `ringmill capacity` as a user and a program see it: server and clients as processes on loopback.
 
-use std::net::UdpSocket;
 use std::process::Stdio;
 
 use serde_json::Value;
 
 mod common;
-use common::{Running, run};
+use common::{Running, overrun_a_socket, run};
 
 /// A server on a port of its own, and where that is.
 fn serve(arguments: &[&str]) -> (Running, String) {
@@ -126,17 +125,6 @@ fn doctor_shows_the_rules_for_a_firewall() {
         vec!["doctor", "--capacity", "--port", "0"],
     ] {
         assert_eq!(run(&wrong).0, 2, "{wrong:?}");
-    }
-}
-
-/// Makes the kernel count datagrams that find a full socket buffer in this network namespace.
-fn overrun_a_socket() {
-    /// More than any default buffer holds.
-    const DATAGRAMS: usize = 20_000;
-    let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
-    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
-    for _ in 0..DATAGRAMS {
-        let _ = sender.send_to(&[0; 1000], deaf.local_addr().unwrap());
     }
 }
 

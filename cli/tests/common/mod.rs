@@ -8,7 +8,7 @@
 )]
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{SocketAddr, TcpStream, UdpSocket};
 use std::process::{Child, ChildStdin, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::sync::{Mutex, PoisonError};
@@ -88,6 +88,11 @@ impl Running {
                 Err(error) => panic!("no line with {part:?}: {error}; seen: {:#?}", self.seen),
             }
         }
+    }
+
+    /// Has a line count among those that were not waited for.
+    pub fn put_back(&mut self, line: String) {
+        self.seen.push(line);
     }
 
     /// The next line of errors that has this in it.
@@ -178,6 +183,17 @@ pub fn reader(stream: impl Read + Send + 'static) -> Receiver<String> {
         }
     });
     receiver
+}
+
+/// Makes the kernel count datagrams that find a full socket buffer in this network namespace.
+pub fn overrun_a_socket() {
+    /// More than any default buffer holds.
+    const DATAGRAMS: usize = 20_000;
+    let deaf = UdpSocket::bind("127.0.0.1:0").unwrap();
+    let sender = UdpSocket::bind("127.0.0.1:0").unwrap();
+    for _ in 0..DATAGRAMS {
+        let _ = sender.send_to(&[0; 1000], deaf.local_addr().unwrap());
+    }
 }
 
 /// Sends bytes and expects them back.
