@@ -57,9 +57,9 @@ impl NetworkLosses {
         }
         if self.receive_buffer_errors > 0 {
             words.push(format!(
-                "{} datagrams found a full socket buffer on this host (UdpRcvbufErrors): those of \
-                 the test count as lost although the path carried them. More connections or CPUs \
-                 help, and net.core.rmem_max",
+                "{} datagrams found a full socket buffer on this host (UdpRcvbufErrors, of all \
+                 programs): those of the test count as lost although the path carried them. More \
+                 connections or CPUs help, and net.core.rmem_max",
                 self.receive_buffer_errors
             ));
         }
