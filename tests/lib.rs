@@ -3,6 +3,8 @@
 //! Every wait has a deadline and every child ends with the value that owns it. Nothing here knows
 //! the inside of ringmill: what a test learns, a user could learn the same way.
 
+pub mod crowd;
+pub mod link;
 pub mod net;
 pub mod peer;
 pub mod program;

@@ -153,12 +153,7 @@ impl FrontEnd for Human<'_> {
                     {
                         self.complain(*test, connection, &ended.end.to_string());
                     }
-                    Happened::GsoRefused => self.complain(
-                        *test,
-                        connection,
-                        "the path does not take datagrams of this size by segmentation offload: \
-                         each is sent by itself. --no-jumbo on both ends fits an MTU of 1500",
-                    ),
+                    Happened::GsoRefused => self.complain(*test, connection, super::GSO_REFUSED),
                     Happened::BusyPacing { late } => {
                         self.complain(*test, None, &late_timers(*late));
                     }

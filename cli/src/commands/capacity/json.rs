@@ -94,11 +94,7 @@ impl FrontEnd for Json<'_> {
                         format!("the server speaks version {server} only"),
                         None,
                     ),
-                    Happened::GsoRefused => (
-                        "note",
-                        "the path does not take segmented sends of this size".into(),
-                        None,
-                    ),
+                    Happened::GsoRefused => ("warning", super::GSO_REFUSED.into(), None),
                     Happened::BusyPacing { late } => ("warning", late_timers(*late), None),
                     Happened::SocketError { errno } => {
                         ("note", ringmill_engine::error_name(*errno).into(), None)

@@ -14,6 +14,10 @@ mod run;
 mod selftest;
 pub mod server;
 
+/// What either end says when the kernel refused a segmented send.
+const GSO_REFUSED: &str = "the path does not take datagrams of this size by segmentation offload: \
+                           each is sent by itself. --no-jumbo on both ends fits an MTU of 1500";
+
 const EXAMPLES: &str = "\
 Examples:
   ringmill capacity selftest                            what this host can send to itself

@@ -580,8 +580,7 @@ impl Running<'_> {
                 say(json, &event, format_args!("{} {warning}", name(about)));
             }
             ServerEvent::NotSegmented { about } => {
-                let text = "the path refuses segmented sends: its MTU may be below the datagrams; \
-                            --no-jumbo on both ends avoids fragments";
+                let text = super::GSO_REFUSED;
                 let mut event = about_event("not_segmented", about);
                 event["text"] = json!(text);
                 say(json, &event, format_args!("{} {text}", name(about)));
