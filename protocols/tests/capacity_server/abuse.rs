@@ -1,5 +1,6 @@
 //! What a stranger may try: floods, replays, reflections, other people's tests, wrong numbers.
 
+use ringmill_engine::Limits;
 use ringmill_engine::driver::sim::WorldConfig;
 use ringmill_engine::impairment::mix;
 use ringmill_protocols::capacity::event::End;
@@ -435,6 +436,36 @@ fn what_was_booked_follows_the_direction_of_the_test_where_it_fits() {
         assert_eq!(booked(&scene), [0, 0], "{name}");
         scene.end();
     }
+}
+
+#[test]
+fn a_shard_that_is_behind_turns_nobody_away_and_loses_no_answer() {
+    // Mailboxes so small that every burst of requests fills them, both on the way there and back.
+    let limits = Limits {
+        mailbox_messages_max: 4,
+        ..Limits::default()
+    };
+    let mut scene = Scene::within(limits, 1, WorldConfig::default(), 6, |_| ());
+    let own = at("203.0.113.9:4000");
+    let heard = ear(&mut scene.world, own);
+    const REQUESTS: u16 = 200;
+    for ident in 1..=REQUESTS {
+        scene
+            .world
+            .inject_datagram(own, scene.control, &encoded(&request(ident)));
+    }
+    scene.run(100);
+    let mut idents: Vec<_> = take(&heard)
+        .iter()
+        .filter(|(_, from, _)| *from == scene.control)
+        .filter_map(|(_, _, bytes)| Setup::decode_response(bytes).ok())
+        .filter(|response| response.cmd_response == SetupCode::Accepted.wire())
+        .map(|response| response.mc_ident)
+        .collect();
+    idents.sort_unstable();
+    assert_eq!(idents, (1..=REQUESTS).collect::<Vec<_>>());
+    assert_eq!(scene.server.counters().setup_rejects_sent, 0);
+    scene.end();
 }
 
 #[test]

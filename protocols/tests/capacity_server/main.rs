@@ -47,6 +47,17 @@ impl Scene {
         shards: u16,
         change: impl FnOnce(&mut Settings),
     ) -> Self {
+        Self::within(Limits::default(), seed, config, shards, change)
+    }
+
+    /// The same with limits of the engine.
+    fn within(
+        limits: Limits,
+        seed: u64,
+        config: WorldConfig,
+        shards: u16,
+        change: impl FnOnce(&mut Settings),
+    ) -> Self {
         let mut world = World::new(seed, config);
         let (outlet, events) = sync_channel(1 << 16);
         let clock = WallClock::new(world.now(), u64::from(BEGIN_S) * 1_000_000_000);
@@ -64,7 +75,7 @@ impl Scene {
         let control: SocketAddr = format!("{SERVER}:{CONTROL}").parse().expect("an address");
         let engine = EngineSpec::new(shards)
             .host(SERVER)
-            .limits(CapacityServer::limits(Limits::default()))
+            .limits(CapacityServer::limits(limits))
             .service(server.service("capacity").bind(control));
         world.engine(engine).expect("the server starts");
         Self {

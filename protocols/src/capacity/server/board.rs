@@ -66,6 +66,13 @@ impl Board {
             .fetch_sub(1, Ordering::Relaxed);
     }
 
+    /// A test that was placed on one shard is another's.
+    pub(super) fn moved(&self, from: ShardId, to: ShardId) {
+        self.left(from);
+        let line = &self.lines[usize::from(to)];
+        line.tests.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What a shard's tests do now.
     pub(super) fn set_mbps(&self, shard: ShardId, mbps: u32) {
         self.lines[usize::from(shard)]

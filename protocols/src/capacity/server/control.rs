@@ -45,6 +45,8 @@ pub struct Server {
     pub(super) answers: Answers,
     pub(super) ports: Ports,
     pub(super) tests: Slab,
+    /// The control sockets of this shard, by listener.
+    pub(super) controls: Vec<SocketId>,
     /// Pending tests, of whom those without authentication in the order of their coming.
     pub(super) pending: u32,
     pub(super) pending_max: u32,
@@ -72,6 +74,7 @@ impl Server {
             answers: Answers::default(),
             ports: Ports::new(settings.test_ports.as_ref(), shard, shards),
             tests: Slab::default(),
+            controls: Vec::new(),
             pending: 0,
             pending_max: (settings.pending_max / u32::from(shards.max(1))).max(1),
             oldest: VecDeque::new(),
@@ -128,8 +131,11 @@ impl Protocol for Server {
     type Message = Message;
 
     fn start(&mut self, ctx: &mut Ctx<'_>) {
-        for (endpoint, socket) in ctx.bound_sockets() {
+        let mut bound = ctx.bound_sockets();
+        bound.sort_unstable_by_key(|(endpoint, _)| *endpoint);
+        for (endpoint, socket) in bound {
             ctx.set_socket_tag(socket, CONTROL | u64::from(endpoint));
+            self.controls.push(socket);
         }
         if let Some(deadline) = self.pacer.begin(ctx.now()) {
             ctx.set_timer(deadline, MEASURING);

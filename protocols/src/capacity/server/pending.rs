@@ -83,8 +83,13 @@ impl Server {
         if waiting.shard == self.shard {
             return self.opened(ctx, opened);
         }
-        // A full mailbox loses the answer: the client asks again, or gives up.
-        let _ = ctx.post(waiting.shard, Message(Kind::Opened(Box::new(opened))));
+        let message = Message(Kind::Opened(Box::new(opened)));
+        if ctx.post(waiting.shard, message).is_err()
+            && let Some(control) = self.controls.get(usize::from(listener)).copied()
+        {
+            // Whoever asked is behind: the answer leaves from this shard's socket of that address.
+            answer(ctx, control, peer, waiting.source, &response);
+        }
     }
 
     pub(super) fn wait_for_activation(

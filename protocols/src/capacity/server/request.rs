@@ -111,9 +111,9 @@ impl Server {
             return self.open(ctx, *opening);
         }
         if let Err(Message(Kind::Open(opening))) = ctx.post(shard, Message(Kind::Open(opening))) {
-            self.shared.board.left(shard);
-            let response = self.refuse(opening.examined, opening.peer, wall);
-            self.opened(ctx, Opened { waiting, response });
+            // That shard is behind. A flood must not turn away who could be served.
+            self.shared.board.moved(shard, self.shard);
+            self.open(ctx, *opening);
         }
     }
 
