@@ -29,8 +29,8 @@ const REPEAT: Nanos = 500_000_000;
 pub struct Plan {
     /// The server's control address.
     pub server: SocketAddr,
-    /// From where.
-    pub local: IpAddr,
+    /// From where: dealt to the clients in rotation, as one address may have few that wait.
+    pub locals: Vec<IpAddr>,
     /// How many.
     pub clients: u32,
     /// Time between two of them.
@@ -161,7 +161,10 @@ impl Crowd {
     fn begin(&mut self, ctx: &mut Context<'_, ()>, place: usize) {
         let number = self.clients[place].number;
         let open = Open {
-            local: SocketAddr::new(self.plan.local, 0),
+            local: SocketAddr::new(
+                self.plan.locals[number as usize % self.plan.locals.len()],
+                0,
+            ),
             peer: None,
         };
         let Ok(socket) = ctx.open(&open) else {

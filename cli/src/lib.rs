@@ -19,6 +19,7 @@ pub mod fuzzing;
 pub mod launch;
 pub mod metrics;
 pub mod multicast;
+pub mod printer;
 pub mod report;
 pub mod server;
 pub mod service;

@@ -1,8 +1,6 @@
 //! A server process from start to end: services on one engine, what it says of itself, its console,
 //! its signals. `ringmill serve` and `ringmill run` differ only in where the services come from.
 
-use std::fmt::Display;
-use std::io::Write as _;
 use std::sync::mpsc::Receiver;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -24,6 +22,7 @@ use crate::endpoint::Scheme;
 use crate::exit::Exit;
 use crate::launch::{self, Placement};
 use crate::metrics::{MetricsServer, Watched};
+use crate::printer;
 use crate::report::steal::ProcessTimes;
 use crate::service::{self, Counts, Module};
 use crate::signals::EndRequests;
@@ -115,12 +114,6 @@ pub fn run(
 pub fn place(configuration: &Configuration) -> Result<Placement> {
     let connections = configuration.limits.max_connections;
     launch::place(&configuration.engine, connections, true)
-}
-
-/// Prints to standard output. Who no longer reads it does not end the server.
-fn print(text: impl Display) {
-    let mut out = std::io::stdout().lock();
-    let _ = write!(out, "{text}").and_then(|()| out.flush());
 }
 
 /// What comes after a server has stopped.
@@ -264,9 +257,9 @@ impl Server<'_> {
     /// One event: a line of JSON, or words for a person.
     fn say(&self, event: &Value, words: &str) {
         if self.configuration.json {
-            print(format_args!("{event}\n"));
+            printer::print(true, format!("{event}\n"));
         } else if !words.is_empty() {
-            print(format_args!("{words}\n"));
+            printer::print(false, format!("{words}\n"));
         }
     }
 
@@ -376,7 +369,7 @@ impl Server<'_> {
                     }
                 };
                 if !self.configuration.json {
-                    print(words);
+                    printer::print(false, words.into());
                 }
                 stopping = true;
                 running.engine.stop();
@@ -429,7 +422,7 @@ impl Server<'_> {
                 json!({ "type": "stopped", "counters": sum(&totals), "services": services });
             self.say(&event, "");
         } else if stopping {
-            print("Done!\n");
+            printer::print(false, "Done!\n".into());
         }
         Ok(Next::Exit(if asked > 1 {
             Exit::Interrupted
@@ -456,7 +449,7 @@ impl Server<'_> {
             }
         }
         if !text.is_empty() {
-            print(text);
+            printer::print(self.configuration.json, text);
         }
     }
 
@@ -504,7 +497,7 @@ impl Server<'_> {
         };
         if self.configuration.json {
             let event = json!({ "type": "configuration", "valid": found.is_ok(), "words": words });
-            print(format_args!("{event}\n"));
+            printer::print(true, format!("{event}\n"));
         } else {
             eprintln!("ringmill: {words}");
         }

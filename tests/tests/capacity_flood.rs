@@ -136,7 +136,9 @@ fn client(server: SocketAddr, whole: bool) -> Duration {
     client.args(["capacity", "down", &server.to_string(), "--key", KEY]);
     client.args(["--row", "1", "-t", "5s", "--json"]);
     let mut client = Running::start(&mut client, &[]);
-    client.line_where("its activation", |line| line["type"] == "activated");
+    let first = client.line(PATIENCE);
+    let activated = first.as_ref().map(|line| &line["type"] == "activated");
+    assert_eq!(activated, Some(true), "{first:?} {}", client.stderr());
     let started = begin.elapsed();
     if !whole {
         client.signal(libc::SIGTERM);

@@ -1,7 +1,7 @@
 //! Thousands of capacity tests of a low rate on one server process: every one of them keeps its rate,
 //! loses nothing and ends well, and what each costs is said.
 
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
@@ -17,6 +17,8 @@ use ringmill_tests::restrict::raise_file_limit;
 use ringmill_tests::{drivers, long};
 
 const SHARDS: u16 = 2;
+/// From where they come.
+const ADDRESSES: u8 = 100;
 
 /// How many, and the time of each in s.
 fn size() -> (u32, u16) {
@@ -55,7 +57,9 @@ fn thousands_of_slow_tests_on_one_server() {
         let spacing = Duration::from_secs(seconds.into()) / 2 / tests;
         let plan = Plan {
             server: address,
-            local: address.ip(),
+            locals: (1..=ADDRESSES)
+                .map(|last| Ipv4Addr::new(127, 0, 1, last).into())
+                .collect(),
             clients: tests,
             spacing: spacing.as_nanos() as u64,
             parameters: TestParameters {

@@ -45,7 +45,7 @@ fn thousands_of_slow_tests_at_once() {
     world.engine(engine).expect("the server starts");
     let plan = Plan {
         server: control,
-        local: "198.51.100.1".parse().expect("an address"),
+        locals: vec!["198.51.100.1".parse().expect("an address")],
         clients: tests,
         spacing: (SPACING_WHOLE / tests).as_nanos() as u64,
         parameters: TestParameters {

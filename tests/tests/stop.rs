@@ -2,11 +2,13 @@
 
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use ringmill_tests::drivers;
 use ringmill_tests::net::{assert_message_echo, connect, random_bytes};
-use ringmill_tests::program::{PATIENCE, Server, until};
+use ringmill_tests::program::{PATIENCE, Server, command, signal, until};
 use socket2::{Domain, Socket, Type};
 
 /// More than socket buffers hold once the client's is small, less than a connection may queue.
@@ -150,5 +152,52 @@ fn the_deadline_of_a_stop_holds() {
         // Not before: the client might still have read. (After it, PATIENCE is the hang guard.)
         assert!(asked.elapsed() >= Duration::from_millis(900), "{driver}");
         drop(reader);
+    }
+}
+
+/// Bytes that wait to be read in a pipe.
+fn waiting_bytes(pipe: &impl AsRawFd) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: the pointer is to a live value of the right type.
+    let result = unsafe { libc::ioctl(pipe.as_raw_fd(), libc::FIONREAD, &raw mut bytes) };
+    assert_eq!(result, 0, "{}", std::io::Error::last_os_error());
+    bytes
+}
+
+/// The first signal is heard although nobody reads what the server says.
+#[test]
+fn sigterm_ends_a_server_whose_output_nobody_reads() {
+    /// The smallest pipe there is.
+    const PIPE_BYTES: i32 = 4096;
+    let kinds: [&[&str]; 3] = [
+        &["serve", "echo", "tcp://127.0.0.1:0"],
+        &["capacity", "server", "--listen", ":0"],
+        &["nat", "127.0.0.1:0", "127.0.0.1:9"],
+    ];
+    // All at once.
+    let servers = kinds.map(|kind| {
+        let (pipe, mut end) = std::io::pipe().expect("a pipe");
+        // SAFETY: fcntl takes numbers; the pipe is open.
+        let result = unsafe { libc::fcntl(pipe.as_raw_fd(), libc::F_SETPIPE_SZ, PIPE_BYTES) };
+        assert_eq!(result, PIPE_BYTES, "{}", std::io::Error::last_os_error());
+        let mut server = command();
+        server.args(kind).arg("--json").stdin(Stdio::null());
+        server.stdout(end.try_clone().expect("a second end"));
+        let child = server.spawn().expect("it starts");
+        until("its first line", || {
+            (waiting_bytes(&pipe) > 0).then_some(())
+        });
+        // What is left of the page: nothing more finds room.
+        let left = (PIPE_BYTES - waiting_bytes(&pipe)).max(0) as usize;
+        end.write_all(&vec![b' '; left]).expect("it fits");
+        (kind, child, pipe)
+    });
+    // Each of them has an event to tell in every second.
+    std::thread::sleep(Duration::from_millis(1500));
+    for (kind, mut child, pipe) in servers {
+        assert_eq!(waiting_bytes(&pipe), PIPE_BYTES, "{kind:?}");
+        signal(child.id(), libc::SIGTERM);
+        let status = until("its end", || child.try_wait().expect("our own child"));
+        assert_eq!(status.code(), Some(0), "{kind:?}");
     }
 }

@@ -7,6 +7,7 @@ use ringmill_protocols::capacity::CONTROL_PORT;
 
 use crate::exit::{self, Exit};
 use crate::firewall::{Firewall, Ports};
+use crate::printer;
 
 pub mod capacity;
 pub mod chat;
@@ -116,6 +117,7 @@ pub fn main() -> ExitCode {
         Command::Topology(args) => topology::run(&args),
         Command::Doctor(args) => return doctor(&args),
     };
+    printer::finish();
     match result {
         Ok(exit) => exit.into(),
         Err(error) => {

@@ -2,7 +2,6 @@
 
 use std::fmt::Display;
 use std::fs;
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -34,6 +33,7 @@ use crate::endpoint::{Endpoint, Scheme};
 use crate::exit::{Exit, UsageError};
 use crate::launch::{self, Placement};
 use crate::metrics::{MetricsServer, Watched};
+use crate::printer;
 use crate::signals::EndRequests;
 
 /// How soon events are told and a step of the host's clock is followed.
@@ -375,15 +375,13 @@ fn set(clock: &WallClock) {
     clock.set(monotonic_now(), u64::try_from(nanos).unwrap_or(u64::MAX));
 }
 
-/// Prints an event or words. Who no longer reads does not end the program.
+/// Prints an event or words.
 fn say(json: bool, event: &Value, words: impl Display) {
-    let mut out = std::io::stdout().lock();
-    let written = match (json, event) {
-        (true, Value::Null) => Ok(()),
-        (true, event) => writeln!(out, "{event}"),
-        (false, _) => writeln!(out, "{words}"),
-    };
-    let _ = written.and_then(|()| out.flush());
+    match (json, event) {
+        (true, Value::Null) => {}
+        (true, event) => printer::print(json, format!("{event}\n")),
+        (false, _) => printer::print(json, format!("{words}\n")),
+    }
 }
 
 /// A server that runs.

@@ -4,7 +4,6 @@
 use std::fmt::Display;
 use std::fs;
 use std::hash::{BuildHasher as _, RandomState};
-use std::io::Write as _;
 use std::net::{IpAddr, SocketAddr};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -28,6 +27,7 @@ use crate::endpoint::{Endpoint, Scheme};
 use crate::exit::{Exit, UsageError};
 use crate::launch::{self, Placement};
 use crate::metrics::{MetricsServer, Watched};
+use crate::printer;
 use crate::server::ConsoleArgs;
 use crate::signals::EndRequests;
 use crate::units::{parse_duration, parse_size};
@@ -589,15 +589,13 @@ impl Nating {
     }
 }
 
-/// Prints an event or words. Who no longer reads does not end the program.
+/// Prints an event or words.
 fn say(json: bool, event: &Value, words: impl Display) {
-    let mut out = std::io::stdout().lock();
-    let written = match (json, event) {
-        (true, Value::Null) => Ok(()),
-        (true, event) => writeln!(out, "{event}"),
-        (false, _) => writeln!(out, "{words}"),
-    };
-    let _ = written.and_then(|()| out.flush());
+    match (json, event) {
+        (true, Value::Null) => {}
+        (true, event) => printer::print(json, format!("{event}\n")),
+        (false, _) => printer::print(json, format!("{words}\n")),
+    }
 }
 
 /// A NAT that runs.
