@@ -23,6 +23,8 @@ use ringmill_protocols::capacity::transmit::{self, Route};
 
 /// Between two equal requests of one client: a crowd on a busy machine is no hurry.
 const REPEAT: Nanos = 500_000_000;
+/// Requests of both kinds, after which a client gives up: 20 s of them.
+const ASKED_MAX: u32 = 40;
 
 /// What a crowd asks for.
 #[derive(Debug, Clone)]
@@ -59,7 +61,7 @@ pub struct Outcome {
 pub struct Fared {
     /// Clients whose test has begun.
     pub begun: AtomicU32,
-    /// Clients that the server turned away.
+    /// Clients that the server turned away, or did not answer in time.
     pub refused: AtomicU32,
     /// Clients that got no socket.
     pub stranded: AtomicU32,
@@ -120,6 +122,7 @@ struct Client {
     socket: Option<SocketId>,
     state: State,
     timer: Option<(Nanos, TimerId)>,
+    asked: u32,
     lost: u32,
 }
 
@@ -136,6 +139,7 @@ impl Client {
             socket: None,
             state: State::Over,
             timer: None,
+            asked: 0,
             lost: 0,
         }
     }
@@ -196,6 +200,7 @@ impl Crowd {
             let transmit = Transmit::one(Some(*to), Payload::from(request.clone()));
             // One that is not taken is repeated like one that is lost.
             let _ = ctx.send_datagrams(socket, transmit);
+            client.asked += 1;
             self.arm(ctx, place, Some(ctx.now() + REPEAT));
         }
     }
@@ -366,6 +371,10 @@ impl Protocol for Crowd {
         match client.state {
             State::Over if client.socket.is_none() => self.begin(ctx, place),
             State::Over => {}
+            State::Asking(..) if client.asked >= ASKED_MAX => {
+                client.state = State::Over;
+                self.fared.refused.fetch_add(1, Ordering::Relaxed);
+            }
             State::Asking(..) => self.ask(ctx, place),
             State::Running(..) => self.act(ctx, place, |connection, now, out| {
                 connection.timer(now, out);

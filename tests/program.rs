@@ -96,6 +96,18 @@ pub fn until<T>(what: &str, mut look: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// How long that thread of a process which waited longest has waited for a CPU so far. What grows by
+/// seconds in a test says that the machine was too busy, and nothing of the process.
+#[must_use]
+pub fn waited_for_cpu(pid: u32) -> Duration {
+    let tasks = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let waited = tasks.into_iter().flatten().flatten().filter_map(|task| {
+        let text = std::fs::read_to_string(task.path().join("schedstat")).ok()?;
+        text.split(' ').nth(1)?.parse().ok()
+    });
+    Duration::from_nanos(waited.max().unwrap_or(0))
+}
+
 /// Sends a signal to a process that the caller started and has not waited for.
 pub fn signal(pid: u32, signal: i32) {
     // SAFETY: kill takes two numbers; the child is not reaped, so the number is still its own.
