@@ -54,7 +54,7 @@ pub struct Client {
     slots: Vec<Slot>,
     pacer: Pacer,
     /// Makes random payload, where that was agreed.
-    random: Option<SmallRng>,
+    random: SmallRng,
     filler: Filler,
 }
 
@@ -90,10 +90,7 @@ impl Client {
             slots: slots.collect(),
             filler: Filler::default(),
             pacer: Pacer::new(settings.pacing),
-            random: settings
-                .parameters
-                .random_payload
-                .then(|| SmallRng::seed_from_u64(settings.seed)),
+            random: SmallRng::seed_from_u64(settings.seed),
             settings,
             outlet,
         }
@@ -239,7 +236,7 @@ impl Client {
         let around = Around {
             ctx,
             filler: &mut self.filler,
-            random: self.random.as_mut(),
+            random: &mut self.random,
             outlet: &self.outlet,
             index: slot.index,
             at,

@@ -26,6 +26,7 @@ pub(super) struct Running {
     trials: u32,
     gso: bool,
     gso_refused: bool,
+    random_payload: bool,
     told_end: bool,
 }
 
@@ -33,7 +34,7 @@ pub(super) struct Running {
 pub(super) struct Around<'a, 'b> {
     pub(super) ctx: &'a mut Context<'b, Command>,
     pub(super) filler: &'a mut Filler,
-    pub(super) random: Option<&'a mut SmallRng>,
+    pub(super) random: &'a mut SmallRng,
     pub(super) outlet: &'a Outlet,
     pub(super) index: u8,
     pub(super) at: Instants,
@@ -80,6 +81,7 @@ impl Running {
             trials: 0,
             gso: settings.gso,
             gso_refused: false,
+            random_payload: agreed.parameters.random_payload,
             told_end: false,
         }
     }
@@ -121,6 +123,7 @@ impl Running {
             around,
             route: self.route,
             recording: self.recording,
+            random_payload: self.random_payload,
             records: &mut self.records,
             trials: &mut self.trials,
             ended: None,
@@ -184,6 +187,7 @@ struct Out<'s, 'a, 'b> {
     around: Around<'a, 'b>,
     route: Route,
     recording: Option<Recording>,
+    random_payload: bool,
     records: &'s mut Vec<LoadRecord>,
     trials: &'s mut u32,
     ended: Option<End>,
@@ -197,9 +201,8 @@ impl Sink for Out<'_, '_, '_> {
             random,
             ..
         } = &mut self.around;
-        filler
-            .send(ctx, &self.route, burst, random.as_deref_mut())
-            .datagrams
+        let random = self.random_payload.then_some(&mut **random);
+        filler.send(ctx, &self.route, burst, random).datagrams
     }
 
     fn pdu(&mut self, bytes: &[u8]) {
