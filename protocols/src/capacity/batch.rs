@@ -124,7 +124,7 @@ impl Receiver {
             if let (Some(pattern), Some(header)) = (&pattern, datagram.first_chunk())
                 && datagram.len() == stride
                 && pattern.fits(header)
-                && sequence_of(header) == self.last_sequence().wrapping_add(run + 1)
+                && self.last_sequence().checked_add(run + 1) == Some(sequence_of(header))
             {
                 run += 1;
                 continue;
@@ -278,6 +278,26 @@ mod tests {
             let count = buffer.len().div_ceil(usize::from(stride).max(1)).max(1);
             prop_assert_eq!(batch.valid as usize + batch.refused.sum() as usize, count);
         }
+    }
+
+    #[test]
+    fn a_run_ends_with_the_last_number_there_is() {
+        let mut buffer = Vec::new();
+        for number in [u32::MAX - 1, u32::MAX, 0, 1] {
+            let mut bytes = [0; 40];
+            let load = Load {
+                lpdu_seq_no: number,
+                udp_payload: 40,
+                ..Load::default()
+            };
+            load.encode(&mut bytes);
+            buffer.extend(bytes);
+        }
+        let (mut fast, mut slow) = (receiver(), receiver());
+        fast.batch(&buffer, 40, 1, at(0));
+        slow.batch_recorded(&buffer, 40, 1, at(0), &mut |_| {});
+        assert_eq!(fast.total_errors(), slow.total_errors());
+        assert_eq!(fast.trial(), slow.trial());
     }
 
     #[test]
