@@ -3,8 +3,9 @@
 //!
 //! A number is a duplicate only while it is among the last 32 that were accepted: an older one counts
 //! as late. What was counted is returned, not kept, as trials and sub-intervals count apart. Only
-//! the sums of the whole test are kept here. Numbers do not wrap: no row of the table comes to 2^32
-//! datagrams within the longest test.
+//! the sums of the whole test are kept here. Numbers do not wrap: no row of the original's table comes
+//! to 2^32 datagrams within the longest test, an hour. The last rows of our extension can, after some
+//! 36 minutes; what comes after the last number counts as late or as a duplicate.
 
 /// Accepted numbers that are remembered to recognise duplicates.
 pub const HISTORY: usize = 32;
