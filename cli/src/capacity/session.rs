@@ -384,7 +384,11 @@ impl<'a> Test<'a> {
 
     /// Takes what has happened.
     fn look(&mut self, index: usize, front: &mut dyn FrontEnd) -> Result<()> {
+        let last = self.outlet.take_last();
         while let Ok(event) = self.events.try_recv() {
+            self.take(index, &event, front)?;
+        }
+        for event in last {
             self.take(index, &event, front)?;
         }
         if let Some(interval) = self.gatherer.check(u32::from(self.active())) {
@@ -529,6 +533,13 @@ impl<'a> Test<'a> {
             self.closed(index, interval, front);
         }
         self.host_losses();
+        let events_dropped = self.outlet.events_dropped();
+        if events_dropped > 0 {
+            front.said(&Said::Note(&format!(
+                "{events_dropped} events were dropped: what takes the output was too slow, so \
+                 sub-intervals or warnings may be missing"
+            )));
+        }
         let mut records_dropped = self.outlet.records_dropped();
         // The last sender: now the recorder ends.
         drop(self.outlet);
@@ -648,6 +659,10 @@ mod tests {
                     self.0
                         .push(format!("host loses {}", losses.reassembly_failures));
                 }
+                Said::Note(words) => {
+                    let (short, _) = words.split_once(':').expect("what, then why");
+                    self.0.push(short.to_owned());
+                }
                 _ => {}
             }
         }
@@ -747,6 +762,32 @@ mod tests {
             assert_eq!(heard.0, want, "{name}");
             let intervals = want.iter().filter(|line| line.contains(" of ")).count();
             assert_eq!(outcome.intervals.len(), intervals, "{name}");
+        }
+    }
+
+    /// Who prints was held up for a while, by a pipe that nobody read.
+    #[test]
+    fn an_end_that_finds_the_queue_full_is_heard_all_the_same() {
+        for last in [ended(End::Complete), NONE] {
+            let plan = plan(1, 1);
+            let (mut test, _service) = Test::new(&plan, 1).expect("a test");
+            let mut heard = Heard::default();
+            let tell = |test: &Test<'_>, happened| {
+                test.outlet.tell(ClientEvent {
+                    connection: 0,
+                    at: Instants::default(),
+                    happened,
+                });
+            };
+            for number in 1..=EVENTS_MAX as u32 + 3 {
+                tell(&test, part(number, 100));
+            }
+            tell(&test, last);
+            test.look(0, &mut heard).expect("it goes on");
+            assert!(test.is_over());
+            test.finish(0, &mut heard).expect("results");
+            assert!(heard.0.contains(&"4096: 100 of 1/1".into()));
+            assert_eq!(heard.0.last().expect("a note"), "3 events were dropped");
         }
     }
 

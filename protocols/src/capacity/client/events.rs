@@ -1,12 +1,15 @@
 //! What a client's shards tell the control thread: events of each connection, and records of what
 //! arrived. Both queues are bounded; what finds one full is dropped and counted, never waited for.
+//! Only the last event of a connection is never dropped, as the control thread waits for it.
 
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{SyncSender, TrySendError};
 
+use crossbeam_queue::ArrayQueue;
 use ringmill_engine::{Nanos, error_name};
 
+use crate::capacity::CONNECTIONS_MAX;
 use crate::capacity::auth::AuthError;
 use crate::capacity::batch::LoadRecord;
 use crate::capacity::event::{End, TrialReport, Warning};
@@ -77,6 +80,14 @@ pub enum Happened {
     Failed(Failure),
     /// The test that ran has ended. Nothing follows.
     Ended(Box<Ended>),
+}
+
+impl Happened {
+    /// Whether nothing follows on the connection.
+    #[must_use]
+    pub const fn is_last(&self) -> bool {
+        matches!(self, Self::Failed(_) | Self::Ended(_))
+    }
 }
 
 /// A test that runs.
@@ -237,6 +248,8 @@ pub struct RecordBatch {
 #[derive(Debug)]
 pub struct Outlet {
     events: SyncSender<ClientEvent>,
+    /// The last events of connections that found the queue full: each connection has one.
+    last: ArrayQueue<ClientEvent>,
     records: Option<SyncSender<RecordBatch>>,
     events_dropped: AtomicU64,
     records_dropped: AtomicU64,
@@ -248,17 +261,29 @@ impl Outlet {
     pub fn new(events: SyncSender<ClientEvent>, records: Option<SyncSender<RecordBatch>>) -> Self {
         Self {
             events,
+            last: ArrayQueue::new(CONNECTIONS_MAX.into()),
             records,
             events_dropped: AtomicU64::new(0),
             records_dropped: AtomicU64::new(0),
         }
     }
 
-    /// Tells the control thread, if its queue has room.
+    /// Tells the control thread, if its queue has room. A last event is kept for
+    /// [`take_last`](Self::take_last) where it has none.
     pub fn tell(&self, event: ClientEvent) {
-        if let Err(TrySendError::Full(_)) = self.events.try_send(event) {
+        let Err(TrySendError::Full(event)) = self.events.try_send(event) else {
+            return;
+        };
+        if !event.happened.is_last() || self.last.push(event).is_err() {
             self.events_dropped.fetch_add(1, Ordering::Relaxed);
         }
+    }
+
+    /// The last events that found the queue full. What came before them is in the queue by now: to
+    /// keep the order, take them first, then empty the queue, and only then look at them.
+    #[must_use]
+    pub fn take_last(&self) -> Vec<ClientEvent> {
+        std::iter::from_fn(|| self.last.pop()).collect()
     }
 
     /// Hands records to the recorder, if its queue has room.
