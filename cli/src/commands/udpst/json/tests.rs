@@ -1,7 +1,8 @@
 use std::ffi::OsString;
 
-use ringmill_protocols::capacity::intervals::{Rates, Times};
+use ringmill_protocols::capacity::intervals::{Delivery, Rates, Times};
 
+use super::numbers::seconds;
 use super::*;
 
 macro_rules! sample {
