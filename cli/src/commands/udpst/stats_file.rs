@@ -207,15 +207,15 @@ impl StatsFile {
         let ms = nanos_to_ms(now.now.saturating_sub(start.now)).max(1) as f64;
         let more =
             |count: fn(&ServerSnapshot) -> u64| count(after).saturating_sub(count(before)) as f64;
-        let rate = |count| more(count) * 1000.0 / ms;
-        let mbps = |count| more(count) * 8.0 / ms / 1000.0;
+        let rate = |count| Hundredths(more(count) * 1000.0 / ms);
+        let mbps = |count| Hundredths(more(count) * 8.0 / ms / 1000.0);
         let size = |all, events| {
             let events: f64 = more(events);
-            if events > 0.0 {
+            Hundredths(if events > 0.0 {
                 more(all) / events
             } else {
                 0.0
-            }
+            })
         };
         let text = &mut self.text;
         let _ = write!(
@@ -224,7 +224,7 @@ impl StatsFile {
             Micros(start.wall),
             local_time::datetime(start.wall)
         );
-        let sections: [(&str, &[(&str, u64)]); 2] = [
+        let maxima: [Section<'_, u64>; 2] = [
             (
                 "allocated",
                 &[
@@ -244,17 +244,9 @@ impl StatsFile {
                 ],
             ),
         ];
-        for (at, (name, values)) in sections.into_iter().enumerate() {
-            section(
-                text,
-                2,
-                at == 0,
-                name,
-                values.iter().map(|(key, value)| (*key, *value)),
-            );
-        }
+        sections(text, 2, &maxima);
         text.push_str("\n\t},\n\t\"average\": {\n");
-        let sections: [(&str, &[(&str, f64)]); 4] = [
+        let averages: [Section<'_, Hundredths>; 4] = [
             (
                 "queued",
                 &[
@@ -311,12 +303,7 @@ impl StatsFile {
                 ],
             ),
         ];
-        for (at, (name, values)) in sections.into_iter().enumerate() {
-            let values = values
-                .iter()
-                .map(|(key, value)| (*key, format!("{value:.2}")));
-            section(text, 2, at == 0, name, values);
-        }
+        sections(text, 2, &averages);
         let _ = write!(
             text,
             "\n\t}},\n\t\"end_timestamp\": {},\n\t\"end_datetime\": \"{}\"\n}}",
@@ -332,7 +319,7 @@ impl StatsFile {
             "],\n\"data_record_count\": {},\n\"counters\": {{\n",
             self.records
         );
-        let sections: [(&str, &[(&str, u64)]); 4] = [
+        let counters: [Section<'_, u64>; 4] = [
             (
                 "setup",
                 &[
@@ -378,15 +365,7 @@ impl StatsFile {
                 ],
             ),
         ];
-        for (at, (name, values)) in sections.into_iter().enumerate() {
-            section(
-                text,
-                1,
-                at == 0,
-                name,
-                values.iter().map(|(key, value)| (*key, *value)),
-            );
-        }
+        sections(text, 1, &counters);
         let uptime_s = now.now.saturating_sub(self.started) / 1_000_000_000;
         let _ = writeln!(
             text,
@@ -398,25 +377,30 @@ impl StatsFile {
     }
 }
 
-/// An object of numbers, on `depth` tabs, without a newline behind it.
-fn section<V: std::fmt::Display>(
-    text: &mut String,
-    depth: usize,
-    first: bool,
-    name: &str,
-    values: impl Iterator<Item = (&'static str, V)>,
-) {
+/// The name of an object, and the numbers in it by their keys.
+type Section<'a, V> = (&'static str, &'a [(&'static str, V)]);
+
+/// Objects of numbers, on `depth` tabs, without a newline behind the last.
+fn sections<V: std::fmt::Display>(text: &mut String, depth: usize, sections: &[Section<'_, V>]) {
     let tabs = "\t".repeat(depth);
-    let _ = write!(
-        text,
-        "{}{tabs}\"{name}\": {{",
-        if first { "" } else { ",\n" }
-    );
-    for (at, (key, value)) in values.enumerate() {
-        let comma = if at == 0 { "" } else { "," };
-        let _ = write!(text, "{comma}\n{tabs}\t\"{key}\": {value}");
+    for (at, (name, values)) in sections.iter().enumerate() {
+        let between = if at == 0 { "" } else { ",\n" };
+        let _ = write!(text, "{between}{tabs}\"{name}\": {{");
+        for (at, (key, value)) in values.iter().enumerate() {
+            let comma = if at == 0 { "" } else { "," };
+            let _ = write!(text, "{comma}\n{tabs}\t\"{key}\": {value}");
+        }
+        let _ = write!(text, "\n{tabs}}}");
     }
-    let _ = write!(text, "\n{tabs}}}");
+}
+
+/// A number with two decimals.
+struct Hundredths(f64);
+
+impl std::fmt::Display for Hundredths {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:.2}", self.0)
+    }
 }
 
 fn nanos(duration: Duration) -> Nanos {
