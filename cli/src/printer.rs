@@ -5,11 +5,12 @@
 //! the lines are missing. A server never waits here but for a moment at its end.
 
 use std::collections::VecDeque;
+use std::fmt::Display;
 use std::io::{self, Write};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 /// What may wait: some seconds of the most events that a server tells.
 const WAITING_BYTES_MAX: usize = 4 << 20;
@@ -23,6 +24,16 @@ pub fn print(json: bool, text: String) {
     STANDARD_OUTPUT
         .get_or_init(|| Printer::start(io::stdout()))
         .print(json, text);
+}
+
+/// Prints an event as a line of JSON, or words for people; [`Value::Null`] is an event that is not
+/// told in JSON.
+pub(crate) fn say(json: bool, event: &Value, words: impl Display) {
+    match (json, event) {
+        (true, Value::Null) => {}
+        (true, event) => print(json, format!("{event}\n")),
+        (false, _) => print(json, format!("{words}\n")),
+    }
 }
 
 /// Waits until all of it is printed, or for a second when nobody reads.

@@ -33,7 +33,7 @@ use crate::endpoint::{Endpoint, Scheme};
 use crate::exit::{Exit, UsageError};
 use crate::launch::{self, Placement};
 use crate::metrics::{MetricsServer, Watched};
-use crate::printer;
+use crate::printer::say;
 use crate::signals::EndRequests;
 
 /// How soon events are told and a step of the host's clock is followed.
@@ -373,15 +373,6 @@ fn set(clock: &WallClock) {
     let since = SystemTime::now().duration_since(UNIX_EPOCH);
     let nanos = since.unwrap_or_default().as_nanos();
     clock.set(monotonic_now(), u64::try_from(nanos).unwrap_or(u64::MAX));
-}
-
-/// Prints an event or words.
-fn say(json: bool, event: &Value, words: impl Display) {
-    match (json, event) {
-        (true, Value::Null) => {}
-        (true, event) => printer::print(json, format!("{event}\n")),
-        (false, _) => printer::print(json, format!("{words}\n")),
-    }
 }
 
 /// A server that runs.

@@ -27,7 +27,7 @@ use crate::endpoint::{Endpoint, Scheme};
 use crate::exit::{Exit, UsageError};
 use crate::launch::{self, Placement};
 use crate::metrics::{MetricsServer, Watched};
-use crate::printer;
+use crate::printer::say;
 use crate::server::ConsoleArgs;
 use crate::signals::EndRequests;
 use crate::units::{parse_duration, parse_size};
@@ -586,15 +586,6 @@ impl Nating {
             let event = json!({ "type": "control", "path": path.to_string() });
             say(self.json, &event, format_args!("commands at unix:{path}"));
         }
-    }
-}
-
-/// Prints an event or words.
-fn say(json: bool, event: &Value, words: impl Display) {
-    match (json, event) {
-        (true, Value::Null) => {}
-        (true, event) => printer::print(json, format!("{event}\n")),
-        (false, _) => printer::print(json, format!("{words}\n")),
     }
 }
 
