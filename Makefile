@@ -16,6 +16,8 @@ TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
 SEEDS ?= 100000
 SEED ?=
 FUZZ_SECONDS ?= 60
+# Fuzz targets; none: all.
+FUZZ ?=
 # Scenarios and flags of the benchmark harness; none: all scenarios.
 BENCH ?=
 
@@ -24,7 +26,7 @@ FEATURES = $(shell pkg-config --exists 'hwloc >= 2.8.0' libudev 2>/dev/null || e
 
 .PHONY: help
 help: ## list these targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 .PHONY: build
 build: ## optimised program in target/release/ringmill
@@ -58,12 +60,29 @@ simulate: ## SEEDS=100000 simulated networks, or one with SEED=n
 	RINGMILL_SEEDS=$(SEEDS) $(if $(SEED),RINGMILL_SEED=$(SEED)) \
 	  $(CARGO) test --release -p ringmill-tests --test simulator $(FEATURES) -- --nocapture
 
+# The parsers have no unsafe code, so no sanitizer: a run is several times as fast. Finds stay out of
+# the tree until fuzz-corpus takes what is worth keeping.
+FUZZ_RUN = $(CARGO) +nightly fuzz run --sanitizer none
+FUZZ_FOUND = fuzz/target/found
+
+.PHONY: fuzz-tools
+fuzz-tools:
+	@$(CARGO) +nightly fuzz --version >/dev/null 2>&1 || { \
+	  echo "make fuzz needs cargo-fuzz: cargo install --locked cargo-fuzz && rustup toolchain install nightly" >&2; exit 1; }
+
 .PHONY: fuzz
-fuzz: ## every fuzz target for FUZZ_SECONDS=60 (needs cargo-fuzz and a nightly toolchain)
-	@$(CARGO) fuzz --version >/dev/null 2>&1 || { \
-	  echo "make fuzz needs cargo-fuzz: cargo install cargo-fuzz && rustup toolchain install nightly" >&2; exit 1; }
-	for target in $$($(CARGO) +nightly fuzz list); do \
-	  $(CARGO) +nightly fuzz run "$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+fuzz: fuzz-tools ## every fuzz target for FUZZ_SECONDS=60, or some with FUZZ='NAME...' (needs cargo-fuzz and a nightly toolchain)
+	for target in $(or $(FUZZ),$$($(CARGO) +nightly fuzz list)); do \
+	  mkdir -p "$(FUZZ_FOUND)/$$target"; \
+	  $(FUZZ_RUN) "$$target" "$(FUZZ_FOUND)/$$target" "fuzz/corpus/$$target" -- -max_total_time=$(FUZZ_SECONDS); \
+	done
+
+.PHONY: fuzz-corpus
+fuzz-corpus: fuzz-tools ## add to the corpus what make fuzz found that reaches new code
+	for target in $(or $(FUZZ),$$($(CARGO) +nightly fuzz list)); do \
+	  mkdir -p "$(FUZZ_FOUND)/$$target"; \
+	  $(FUZZ_RUN) "$$target" "fuzz/corpus/$$target" "$(FUZZ_FOUND)/$$target" -- \
+	    -set_cover_merge=1 -use_counters=0 -max_len=1024; \
 	done
 
 .PHONY: bench
