@@ -5,6 +5,7 @@
 //! part of the interface.
 
 pub mod capacity;
+pub mod connection;
 
 use std::ffi::OsString;
 use std::fmt::{Debug, Display};
@@ -32,6 +33,8 @@ pub type Target = fn(&[u8]);
 /// Every target by name, as its folder in `fuzz/corpus` is called.
 pub const TARGETS: &[(&str, Target)] = &[
     ("capacity_activation", capacity::activation),
+    ("capacity_connection", connection::connection),
+    ("capacity_keys", capacity::keys),
     ("capacity_load", capacity::load),
     ("capacity_null", capacity::null),
     ("capacity_setup", capacity::setup),

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use ringmill_protocols::capacity::keys::{KeyRing, SharedKey};
+use ringmill_protocols::capacity::keys::{KeyFile, KeyRing, SharedKey};
 use ringmill_protocols::capacity::parameters::{ServerLimits, TestParameters};
 use ringmill_protocols::capacity::pdu::{
     Activation, DecodeError, Load, Null, Pdu, Setup, Status, StatusChecksum, Version,
@@ -133,5 +133,16 @@ pub fn status(data: &[u8]) {
             assert!(size.min <= size.max);
         }
         let _ = status.spdu_time.ms_since(WallTime::NONE);
+    }
+}
+
+/// Key files: what is refused is explained, and never by showing a key.
+pub fn keys(data: &[u8]) {
+    match KeyFile::parse(data) {
+        Ok(file) => assert!((1..=256).contains(&file.entries())),
+        Err(error) => {
+            explains(&error);
+            assert!(error.to_string().len() < 100);
+        }
     }
 }
