@@ -58,6 +58,12 @@ pub(super) struct Run<'a> {
     pub(super) classic: Option<Classic>,
 }
 
+/// What the shards show while they run: a place for each shard of a placement.
+pub(super) fn shared(placement: &Placement) -> Arc<[Arc<Shared>]> {
+    let shards = placement.plan.shards.iter();
+    shards.map(|_| Shared::new()).collect()
+}
+
 impl Run<'_> {
     /// Connects, runs, reports.
     ///

@@ -9,9 +9,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 use ringmill_engine::time::from_duration;
 use ringmill_engine::{Limits, Service};
-use ringmill_protocols::load::{
-    Arrivals, Config, DatagramLoad, MESSAGE_LEN_MAX, Shared, StreamLoad,
-};
+use ringmill_protocols::load::{Arrivals, Config, DatagramLoad, MESSAGE_LEN_MAX, StreamLoad};
 use serde_json::json;
 
 use crate::args::{EngineArgs, parse_connections};
@@ -22,7 +20,7 @@ use crate::metrics::MetricsServer;
 use crate::units;
 
 use super::classic::Classic;
-use super::control::Run;
+use super::control::{Run, shared};
 use super::{DATAGRAM_LEN_MAX, RunArgs, no_latencies};
 
 /// Flags of `ringmill load echo`.
@@ -159,12 +157,7 @@ pub(super) fn run(args: &EchoArgs) -> Result<Exit> {
         shard_queue_bytes_max: usize::MAX / 2,
         ..Limits::default()
     };
-    let shared: Arc<[Arc<Shared>]> = placement
-        .plan
-        .shards
-        .iter()
-        .map(|_| Shared::new())
-        .collect();
+    let shared = shared(&placement);
     let builder = launch::builder(&args.engine, limits, &placement);
     let (of_shard, for_shards) = (Arc::clone(&shared), Arc::clone(&config));
     let (engine, controller) = if datagrams {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, bail};
 use clap::Args;
 use ringmill_engine::{Address, Limits, Service};
-use ringmill_protocols::load::{Flood, FloodConfig, Shared};
+use ringmill_protocols::load::{Flood, FloodConfig};
 use serde_json::json;
 
 use crate::args::{EngineArgs, parse_connections};
@@ -17,7 +17,7 @@ use crate::launch::{self};
 use crate::metrics::MetricsServer;
 use crate::units;
 
-use super::control::Run;
+use super::control::{Run, shared};
 use super::{DATAGRAM_LEN_MAX, RunArgs, no_latencies};
 
 /// Flags of `ringmill load flood`.
@@ -83,12 +83,7 @@ pub(super) fn run(args: &FloodArgs) -> Result<Exit> {
         datagram_len: args.size as usize,
         rate: args.rate.map(|rate| rate / shards as f64),
     });
-    let shared: Arc<[Arc<Shared>]> = placement
-        .plan
-        .shards
-        .iter()
-        .map(|_| Shared::new())
-        .collect();
+    let shared = shared(&placement);
     let of_shard = Arc::clone(&shared);
     let service = Service::new("flood", move |shard| {
         Flood::new(

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use ringmill_engine::{Address, Limits, Service};
-use ringmill_protocols::load::Shared;
 use ringmill_protocols::multicast::{ReceiveConfig, Receivers, TalkRole};
 use serde_json::json;
 
@@ -21,7 +20,7 @@ use crate::report::MULTICAST;
 
 use super::RunArgs;
 use super::classic::Classic;
-use super::control::Run;
+use super::control::{Run, shared};
 use super::echo::ClassicLabels;
 
 /// Flags of `ringmill load multicast`.
@@ -73,12 +72,7 @@ pub(super) fn run(args: &MulticastArgs) -> Result<Exit> {
         receivers: args.connections,
         clock: multicast::clock(),
     });
-    let shared: Arc<[Arc<Shared>]> = placement
-        .plan
-        .shards
-        .iter()
-        .map(|_| Shared::new())
-        .collect();
+    let shared = shared(&placement);
     let of_shard = Arc::clone(&shared);
     let service = Service::new("multicast", move |shard| {
         Receivers::new(
