@@ -52,6 +52,20 @@ pub struct Batch {
     pub refused: Refused,
 }
 
+impl Batch {
+    /// Adds what one more load PDU says. A number tells more than that one was late.
+    #[inline]
+    fn add_status_errors(&mut self, errors: u16) {
+        const LATE: u16 = Load::STATUS_LATE;
+        self.status_errors = match (self.status_errors, errors) {
+            (sum, 0) => sum,
+            (0 | LATE, errors) => errors,
+            (sum, LATE) => sum,
+            (sum, errors) => sum.saturating_add(errors).min(LATE - 1),
+        };
+    }
+}
+
 /// One load PDU for a record of all of them.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LoadRecord {
@@ -145,9 +159,7 @@ impl Receiver {
                 continue;
             }
             let sample = self.load(&load, ecn, datagram.len(), at);
-            if sample.status_errors > 0 {
-                batch.status_errors = sample.status_errors;
-            }
+            batch.add_status_errors(sample.status_errors);
             if RECORD {
                 record(&LoadRecord {
                     load,
@@ -277,6 +289,35 @@ mod tests {
             let batch = receiver.batch(&buffer, stride, 0, at(1));
             let count = buffer.len().div_ceil(usize::from(stride).max(1)).max(1);
             prop_assert_eq!(batch.valid as usize + batch.refused.sum() as usize, count);
+        }
+    }
+
+    #[test]
+    fn what_a_buffer_says_of_lost_status_pdus_is_added_up() {
+        const LATE: u16 = Load::STATUS_LATE;
+        for (said, want) in [
+            (&[0, 0][..], 0),
+            (&[3, 0], 3),
+            (&[1, 2], 3),
+            (&[LATE], LATE),
+            (&[LATE, 2], 2),
+            (&[2, LATE, 0], 2),
+            (&[LATE - 1, 2], LATE - 1),
+        ] {
+            let mut buffer = Vec::new();
+            for (number, lost) in (1..).zip(said) {
+                let mut bytes = [0; 40];
+                let load = Load {
+                    lpdu_seq_no: number,
+                    spdu_seq_err: *lost,
+                    spdu_time: at(u64::from(number) * 1_000_000).wall,
+                    ..Load::default()
+                };
+                load.encode(&mut bytes);
+                buffer.extend(bytes);
+            }
+            let batch = receiver().batch(&buffer, 40, 1, at(50_000_000));
+            assert_eq!(batch.status_errors, want, "{said:?}");
         }
     }
 
