@@ -92,7 +92,7 @@ impl<T> Bottleneck<T> {
         draw: f64,
         counters: &ImpairmentCounters,
     ) -> Result<(), Refused> {
-        let bytes = bytes as u64;
+        let bytes = bytes as u64 + rate.overhead_bytes;
         let in_service = if self.free_at > now {
             self.served_bytes
         } else {
@@ -193,7 +193,7 @@ impl<T> Bottleneck<T> {
         *self = Self::default();
     }
 
-    /// Bytes that wait.
+    /// Bytes that wait, overhead included.
     #[must_use]
     pub fn waiting_bytes(&self) -> u64 {
         self.waiting_bytes

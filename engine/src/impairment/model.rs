@@ -148,10 +148,14 @@ impl Default for Corruption {
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Rate {
-    /// Payload bits per second that get through.
+    /// Bits per second that get through: of payload, and of `overhead_bytes` with each datagram.
     pub bits_per_second: u64,
     /// Bytes that may wait or be on their way; a datagram that does not fit any more is dropped.
     pub queue_bytes_max: u64,
+    /// Bytes that each datagram takes besides its payload, in rate and queue: 28 for a rate of IPv4
+    /// packets, 48 of IPv6.
+    #[serde(default)]
+    pub overhead_bytes: u64,
     /// What is dropped or marked before the queue is full.
     #[serde(default)]
     pub queue: Queue,
@@ -167,6 +171,7 @@ impl Default for Rate {
         Self {
             bits_per_second: 10_000_000,
             queue_bytes_max: 125_000,
+            overhead_bytes: 0,
             queue: Queue::TailDrop,
             per_flow: false,
         }

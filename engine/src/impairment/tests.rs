@@ -357,7 +357,7 @@ fn through(
         bits_per_second: 8_000_000,
         queue_bytes_max,
         queue,
-        per_flow: false,
+        ..Rate::default()
     };
     let counters = ImpairmentCounters::default();
     let mut bottleneck = Bottleneck::default();
@@ -406,6 +406,29 @@ fn a_rate_does_not_drift() {
         exact,
         "to the nanosecond over {served} datagrams"
     );
+}
+
+#[test]
+fn overhead_counts_in_rate_and_queue() {
+    // 972 + 28 bytes at 8 Mbit/s: 1 ms each; the queue holds five of them, and would six of 972.
+    let rate = Rate {
+        bits_per_second: 8_000_000,
+        queue_bytes_max: 5_900,
+        overhead_bytes: 28,
+        ..Rate::default()
+    };
+    let counters = ImpairmentCounters::default();
+    let mut bottleneck = Bottleneck::default();
+    let mut taken = 0;
+    for n in 0..10_u64 {
+        let offered = bottleneck.offer(0, (972, 0), n, &rate, 0.0, &counters);
+        taken += u64::from(offered.is_ok());
+    }
+    assert_eq!((taken, bottleneck.waiting_bytes()), (5, 5_000));
+    let mut at = Vec::new();
+    bottleneck.serve(u64::MAX, &rate, &counters, |served| at.push(served.at));
+    let expected: Vec<u64> = (1..=5).map(|n| n * MILLI).collect();
+    assert_eq!(at, expected);
 }
 
 #[test]
@@ -601,6 +624,7 @@ fn what_comes_is_counted_once() {
                 ecn: true,
             },
             per_flow: true,
+            ..Rate::default()
         }),
         blackouts: vec![Blackout {
             from_us: 100_000,

@@ -23,6 +23,8 @@ Impairments (--impair, --forward, --backward): KEY=VALUE, separated by commas
   corrupt=1%[/3]             flips so many bits
   rate=10Mbit  queue=125k    all flows together, or each with 'per-flow'; codel[=5ms/100ms] or
                              red=MIN/MAX[/10%] manage the queue, with 'ecn' by marking
+  overhead=28                bytes that each datagram takes in rate and queue besides its payload:
+                             28 makes it a rate of IPv4 packets, 48 of IPv6
   bleach=100%                clears the ECN field
   size=1200[/100%]           longer ones are dropped
   blackout=10s-12s[/60s]     nothing passes; again after so long";
@@ -119,6 +121,7 @@ fn apply_one(model: &mut Impairment, key: &str, value: Option<&str>) -> Result<(
             });
         }
         "queue" => rate(model)?.queue_bytes_max = size(value_of()?)?,
+        "overhead" => rate(model)?.overhead_bytes = size(value_of()?)?,
         "per-flow" => {
             flag()?;
             rate(model)?.per_flow = true;
@@ -338,11 +341,12 @@ mod tests {
                 },
             ),
             (
-                "rate=10Mbit/s,queue=64kB,codel=5ms,ecn",
+                "rate=10Mbit/s,queue=64kB,overhead=28,codel=5ms,ecn",
                 Impairment {
                     rate: Some(Rate {
                         bits_per_second: 10_000_000,
                         queue_bytes_max: 64_000,
+                        overhead_bytes: 28,
                         queue: Queue::Codel {
                             target_us: 5_000,
                             interval_us: 100_000,
@@ -399,6 +403,7 @@ mod tests {
             ),
             ("normal=1", "normal: takes no value, but '1' came"),
             ("queue=1k", "queue: needs 'rate=…' before it"),
+            ("overhead=28", "overhead: needs 'rate=…' before it"),
             (
                 "rate=10M",
                 "rate: '10M' has no unit of bits: write 10Mbit or 1Gbit/s",
