@@ -350,6 +350,12 @@ impl Nat {
         place.is_some()
     }
 
+    /// Whether datagrams go to the port at which they came.
+    #[must_use]
+    pub fn keeps_port(&self) -> bool {
+        self.shared.settings.keep_port
+    }
+
     /// Whether answers from other destinations move an entry from now on.
     pub fn set_reverse_update(&self, on: bool) {
         self.shared.reverse_update.store(on, Relaxed);

@@ -34,6 +34,8 @@ pub(crate) struct Entry {
     pub(crate) flow: u64,
     /// Where its datagrams go.
     pub(crate) destination: Arc<Destination>,
+    /// To which port there; none: the destination's own.
+    port: Option<u16>,
     /// Assignments of a destination so far.
     pub(crate) assignments: u32,
     /// Nothing was sent to the present destination yet.
@@ -48,12 +50,29 @@ pub(crate) struct Entry {
     older: u32,
 }
 
+impl Entry {
+    /// The address that a destination has for this entry.
+    pub(crate) fn address_of(&self, destination: &Destination) -> SocketAddr {
+        let mut address = destination.address;
+        if let Some(port) = self.port {
+            address.set_port(port);
+        }
+        address
+    }
+
+    /// Where its datagrams go.
+    pub(crate) fn target(&self) -> SocketAddr {
+        self.address_of(&self.destination)
+    }
+}
+
 /// What an entry begins with.
 pub(crate) struct Opening {
     pub(crate) client: SocketAddr,
     pub(crate) endpoint: u16,
     pub(crate) listener: SocketId,
     pub(crate) asked: Option<IpAddr>,
+    pub(crate) port: Option<u16>,
     pub(crate) flow: u64,
     pub(crate) rebindings: u64,
     pub(crate) links: Option<Box<Links>>,
@@ -165,6 +184,7 @@ impl Entries {
             outlet,
             flow: opening.flow,
             destination,
+            port: opening.port,
             assignments: 1,
             fresh: true,
             rebindings: opening.rebindings,

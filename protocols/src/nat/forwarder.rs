@@ -183,11 +183,15 @@ impl Forwarder {
             self.shared.entries.fetch_sub(1, Relaxed);
             return None;
         };
+        let local = ctx.local_address(listener);
         let opening = Opening {
             client: datagram.peer,
             endpoint,
             listener,
             asked: datagram.local,
+            port: local
+                .filter(|_| self.settings().keep_port)
+                .map(|local| local.port()),
             flow,
             rebindings: self.path.rebindings(flow, ctx.now()),
             links: self.path.links(flow),
@@ -444,10 +448,10 @@ impl Forwarder {
             self.counters().dropped_old_binding.add(count as u64);
             return;
         }
-        if entry.destination.address != datagram.peer {
+        if entry.target() != datagram.peer {
             let listed = self.destinations.iter();
             let known = listed
-                .filter(|next| !next.is_removed() && next.address == datagram.peer)
+                .filter(|next| !next.is_removed() && entry.address_of(next) == datagram.peer)
                 .find(|_| self.shared.reverse_update.load(Relaxed));
             let Some(known) = known else {
                 self.counters().dropped_wrong_routed.add(count as u64);
@@ -546,7 +550,7 @@ impl Forwarder {
         };
         let (datagrams, bytes) = (segments(data.len(), stride), data.len());
         let (socket, peer, source) = match direction {
-            Direction::Forward => (entry.socket, entry.destination.address, None),
+            Direction::Forward => (entry.socket, entry.target(), None),
             Direction::Backward => (entry.listener, entry.client, entry.asked),
         };
         if let Some(tap) = &self.shared.tap {

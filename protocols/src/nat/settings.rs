@@ -72,6 +72,9 @@ pub struct Settings {
     pub entry_timeout: Option<Nanos>,
     /// A destination that owes an answer for this long is stale; `None` never.
     pub destination_timeout: Option<Nanos>,
+    /// A datagram goes to the port at which it came, at its destination's address: for protocols
+    /// whose server names further ports in its answers.
+    pub keep_port: bool,
     /// An answer from another destination of the list moves the entry there.
     pub reverse_update: bool,
     /// Drop what does not begin like a DTLS record, in both directions.
@@ -98,6 +101,7 @@ impl Default for Settings {
             when_full: WhenFull::default(),
             entry_timeout: Some(30_000_000_000),
             destination_timeout: Some(15_000_000_000),
+            keep_port: false,
             reverse_update: false,
             dtls_only: false,
             flow_numbers: FlowNumbers::default(),

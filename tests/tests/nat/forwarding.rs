@@ -108,6 +108,45 @@ fn a_datagram_too_long_for_the_other_version() {
     }
 }
 
+/// A server that answers from further ports can be reached at each of them, and only there.
+#[test]
+fn ports_are_kept() {
+    for driver in drivers() {
+        let servers = [(); 2].map(|()| roomy_socket("127.0.0.1:0"));
+        let [first, second] = servers.each_ref().map(|server| at(server).port());
+        let listen = |port| SocketAddr::from(([127, 0, 0, 2], port));
+        let more = listen(second).to_string();
+        let flags = ["--keep-port", "--listen", &more, "--driver", driver];
+        // The port of the destination is not used.
+        let to = ["127.0.0.1:9".to_owned()];
+        let nat = Nat::start_at(&listen(first).to_string(), &to, &flags);
+        let client = roomy_socket("127.0.0.1:0");
+        for (server, port) in servers.iter().zip([first, second]) {
+            exchange(&client, listen(port), server, b"to each its own");
+        }
+        let from = exchange(&client, listen(first), &servers[0], b"again");
+        servers[1].send_to(b"astray", from).expect("send");
+        exchange(&client, listen(first), &servers[0], b"after");
+        let stopped = nat.stop();
+        assert_eq!(stopped.count("counters.entries_created"), 2, "{driver}");
+        assert_eq!(
+            stopped.count("counters.dropped_wrong_routed"),
+            1,
+            "{driver}"
+        );
+    }
+}
+
+/// Where ports are kept, the NAT's own address is the NAT, whatever the port.
+#[test]
+fn kept_ports_do_not_go_round() {
+    let flags = ["nat", "127.0.0.1:0", "127.0.0.1:9", "--keep-port"];
+    let output = command().args(flags).output().expect("it runs");
+    assert_eq!(output.status.code(), Some(2));
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(said.contains("round for ever"), "{said}");
+}
+
 /// Receives one datagram with its ECN field.
 fn receive_ecn(socket: &UdpSocket) -> u8 {
     let mut space = nix::cmsg_space!(libc::c_int, libc::c_int);

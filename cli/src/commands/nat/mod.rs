@@ -53,6 +53,9 @@ const DATAGRAM_BUFFERS: u32 = 2048;
 /// Files that the process needs beside one socket for each entry, without io_uring.
 const FILES_RESERVED: usize = 256;
 
+/// Ports of one range to listen at: each is a socket on every shard.
+const LISTEN_PORTS_MAX: usize = 1_000;
+
 /// How destinations are chosen, on the command line.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, ValueEnum)]
 pub enum BalanceArg {
@@ -101,7 +104,7 @@ pub enum FlowsArg {
 #[derive(Debug, Args)]
 #[command(after_help = EXAMPLES, after_long_help = long_help())]
 pub struct NatArgs {
-    /// Where clients send to: ':PORT' is this machine only, '*:PORT' every address.
+    /// Where clients send to: ':PORT' is this machine only, '*:PORT' every address; ':FROM-TO' a range.
     #[arg(value_name = "LISTEN")]
     pub listen: String,
 
@@ -112,6 +115,11 @@ pub struct NatArgs {
     /// Listen here too; may be repeated.
     #[arg(long = "listen", value_name = "LISTEN")]
     pub more_listens: Vec<String>,
+
+    /// Send on to the port at which a datagram came, whatever the destination's is: for servers that name
+    /// further ports.
+    #[arg(long)]
+    pub keep_port: bool,
 
     /// Send from these local addresses in turn: one address has some 28,000 ports.
     #[arg(long, value_name = "ADDRESS,…", value_delimiter = ',')]
@@ -217,6 +225,7 @@ Examples:
   ringmill nat :5784 localhost:5684 --impair loss=5%,delay=50ms,jitter=10ms --seed 1
   ringmill nat :5784 localhost:5684 --rebind 30s             what connection ids are for
   ringmill nat :5784 localhost:5684 --control unix:/run/nat.sock
+  ringmill nat 10.0.0.9:24601 10.0.0.1:24601 --listen 10.0.0.9:40000-40009 --keep-port
   echo info | nc -U /run/nat.sock
 
 Type 'help' at its console for the commands; --help explains the impairments.";
@@ -260,7 +269,7 @@ fn parse_control(text: &str) -> Result<PathBuf, String> {
 }
 
 /// Where clients send to.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq)]
 struct Listen {
     /// As it is shown.
     shown: String,
@@ -280,6 +289,26 @@ impl Listen {
             shown: text.to_owned(),
             endpoint,
         })
+    }
+
+    /// The same for `HOST:FROM-TO` too: one for each port.
+    fn parse_range(text: &str) -> Result<Vec<Self>, String> {
+        let range = text
+            .rsplit_once(':')
+            .filter(|(_, ports)| ports.contains('-') && !ports.contains(char::is_alphabetic));
+        let Some((host, ports)) = range else {
+            return Self::parse(text).map(|listen| vec![listen]);
+        };
+        let ports = parse_ports(ports)?;
+        if ports.len() > LISTEN_PORTS_MAX {
+            return Err(format!(
+                "'{text}' are {} ports: {LISTEN_PORTS_MAX} at most",
+                ports.len()
+            ));
+        }
+        ports
+            .map(|port| Self::parse(&format!("{host}:{port}")))
+            .collect()
     }
 }
 
@@ -340,6 +369,7 @@ impl NatArgs {
             },
             entry_timeout: optional(self.entry_timeout),
             destination_timeout: optional(self.destination_timeout),
+            keep_port: self.keep_port,
             reverse_update: self.reverse,
             dtls_only: self.dtls_only,
             flow_numbers: match self.flows {
@@ -364,9 +394,9 @@ fn any_seed() -> u64 {
 /// When a flag makes no sense, a name has no address or a port is in use.
 pub fn run(args: &NatArgs) -> Result<Exit> {
     let texts = std::iter::once(&args.listen).chain(&args.more_listens);
-    let listens: Result<Vec<_>, _> = texts.map(|text| Listen::parse(text)).collect();
+    let listens: Result<Vec<_>, _> = texts.map(|text| Listen::parse_range(text)).collect();
     Nating {
-        listens: listens.map_err(UsageError)?,
+        listens: listens.map_err(UsageError)?.concat(),
         settings: args.settings()?,
         json: args.json,
         console: args.console,
@@ -533,7 +563,8 @@ impl Nating {
 
     fn check_loops(&self, own: &[SocketAddr]) -> Result<()> {
         for (name, address) in &self.settings.destinations {
-            steer::refuse_loop(own, name, *address).map_err(UsageError)?;
+            let keeps_port = self.settings.keep_port;
+            steer::refuse_loop(own, name, *address, keeps_port).map_err(UsageError)?;
         }
         Ok(())
     }
@@ -793,4 +824,34 @@ fn log_lines(before: &Info, now: &Info) -> Vec<String> {
         }
     }
     lines
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_range_is_an_endpoint_for_each_port() {
+        let shown = |text| {
+            Listen::parse_range(text)
+                .map(|all| all.into_iter().map(|next| next.shown).collect::<Vec<_>>())
+        };
+        let strings = |all: &[&str]| Ok(all.iter().map(|next| (*next).to_owned()).collect());
+        for (text, expected) in [
+            (":5784", strings(&[":5784"])),
+            ("my-host:5784", strings(&["my-host:5784"])),
+            (":7-9", strings(&[":7", ":8", ":9"])),
+            ("[::1]:7-8", strings(&["[::1]:7", "[::1]:8"])),
+            (
+                "*:9-7",
+                Err("'9-7' is no range of ports: write 40000-49999".to_owned()),
+            ),
+            (
+                ":1-1001",
+                Err("':1-1001' are 1001 ports: 1000 at most".to_owned()),
+            ),
+        ] {
+            assert_eq!(shown(text), expected, "{text}");
+        }
+    }
 }

@@ -175,7 +175,7 @@ fn obey_word(nat: &Nat, own: &[SocketAddr], word: &Word) -> Result<Answer, Strin
         }
         Word::Add(text) => {
             let (name, address) = destination(text)?;
-            refuse_loop(own, &name, address)?;
+            refuse_loop(own, &name, address, nat.keeps_port())?;
             let added = nat.add(&name, address).map_err(fail)?;
             changed(word, text, (&name, address), added, "added")
         }
@@ -238,13 +238,18 @@ pub fn destination(text: &str) -> Result<(String, SocketAddr), String> {
 }
 
 /// Refuses a destination that is the NAT itself, which listens at `own`: it would send each datagram
-/// round until the table is full.
+/// round until the table is full. Where ports are kept, any port of the NAT's own address is the NAT.
 ///
 /// # Errors
 /// That it is.
-pub fn refuse_loop(own: &[SocketAddr], name: &str, address: SocketAddr) -> Result<(), String> {
+pub fn refuse_loop(
+    own: &[SocketAddr],
+    name: &str,
+    address: SocketAddr,
+    keeps_port: bool,
+) -> Result<(), String> {
     let reached_at = |local: &SocketAddr| {
-        local.port() == address.port()
+        (keeps_port || local.port() == address.port())
             && (local.ip() == address.ip()
                 || (local.ip().is_unspecified()
                     && local.is_ipv6() == address.is_ipv6()
