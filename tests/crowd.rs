@@ -19,7 +19,7 @@ use ringmill_protocols::capacity::pdu::{
 use ringmill_protocols::capacity::sender::SenderSettings;
 use ringmill_protocols::capacity::server::WallClock;
 use ringmill_protocols::capacity::time::Instants;
-use ringmill_protocols::capacity::transmit::{self, Route};
+use ringmill_protocols::capacity::transmit::{Filler, Route};
 
 /// Between two equal requests of one client: a crowd on a busy machine is no hurry.
 const REPEAT: Nanos = 500_000_000;
@@ -106,6 +106,7 @@ pub fn service(plan: &Plan, shards: u16) -> (Service<Crowd>, Arc<Fared>) {
             .collect(),
         plan: plan.clone(),
         fared: Arc::clone(&shared),
+        filler: Filler::default(),
     });
     (service, fared)
 }
@@ -115,6 +116,7 @@ pub struct Crowd {
     plan: Plan,
     clients: Vec<Client>,
     fared: Arc<Fared>,
+    filler: Filler,
 }
 
 struct Client {
@@ -299,6 +301,7 @@ impl Crowd {
             },
             ended: None,
             lost: &mut client.lost,
+            filler: &mut self.filler,
         };
         act(connection, now, &mut out);
         let ended = out.ended;
@@ -329,6 +332,7 @@ impl Crowd {
 
 struct Out<'a, 'c> {
     ctx: &'a mut Context<'c, ()>,
+    filler: &'a mut Filler,
     route: Route,
     ended: Option<End>,
     lost: &'a mut u32,
@@ -336,7 +340,9 @@ struct Out<'a, 'c> {
 
 impl Sink for Out<'_, '_> {
     fn burst(&mut self, burst: &Burst) -> u32 {
-        transmit::send(self.ctx, &self.route, burst, None).datagrams
+        self.filler
+            .send(self.ctx, &self.route, burst, None)
+            .datagrams
     }
 
     fn pdu(&mut self, bytes: &[u8]) {
