@@ -452,6 +452,7 @@ fn optional(key: &str) -> bool {
     ["interface_mbps", "connections[].clock_offset_s"]
         .iter()
         .any(|end| key.ends_with(end))
+        || key.starts_with("tests[].starved[].")
 }
 
 #[test]

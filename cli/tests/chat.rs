@@ -4,16 +4,14 @@
 mod common;
 
 use std::fs::File;
-use std::io::{BufRead as _, BufReader, Read as _, Write as _};
+use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::process::Stdio;
 use std::sync::PoisonError;
-use std::time::{Duration, Instant};
 
-use common::{FORK, PATIENCE, Running, http, metric, reader, ringmill, run};
+use common::{FORK, PATIENCE, Running, http, metric, reader, run};
 use nix::pty::openpty;
-use nix::sys::signal::{Signal, kill};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 
 const GREETING: &str = "Hello from TCP chat! Send a message, or '!' to disconnect.";
 const WORDS: &str = "An empty line or the end of input stops the server, '!' restarts it, any other \
@@ -207,41 +205,6 @@ fn connects_disconnects_and_refusals_are_told() {
         server.signal(Signal::SIGTERM);
         server.ended_well();
     }
-}
-
-/// Nobody reads what the program prints, and it is stuck with that: the second signal ends it.
-#[test]
-fn a_second_signal_ends_a_server_whose_output_nobody_reads() {
-    let mut server = ringmill()
-        .args(["serve", "chat", "tcp://127.0.0.1:0", "--events", "json"])
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut output = BufReader::new(server.stdout.take().unwrap());
-    let mut line = String::new();
-    output.read_line(&mut line).unwrap();
-    let (_, rest) = line.split_once("tcp://").unwrap();
-    let address: SocketAddr = rest.split(',').next().unwrap().parse().unwrap();
-    // Two events each: more than a pipe of 64 KiB holds.
-    for _ in 0..600 {
-        member(address, false);
-    }
-    let pid = Pid::from_raw(server.id() as i32);
-    let patience = Instant::now() + PATIENCE;
-    let status = loop {
-        // Signals that come together are one.
-        kill(pid, Signal::SIGTERM).unwrap();
-        std::thread::sleep(Duration::from_millis(50));
-        if let Some(status) = server.try_wait().unwrap() {
-            break status;
-        }
-        if Instant::now() > patience {
-            server.kill().unwrap();
-            panic!("it does not end");
-        }
-    };
-    assert_eq!(status.code(), Some(130));
 }
 
 #[test]

@@ -1,7 +1,8 @@
 //! Who is the limit of a trial: the path, this sender, or the peer's. Ours only: the original's
 //! search climbs on when a sender cannot follow.
 //!
-//! This end's sender knows by itself what it missed. Of a peer's sender a server can only infer it:
+//! This end's sender knows by itself what it missed; each such trial is counted, and the search is held
+//! when nothing else is seen. Of a peer's sender a server can only infer it:
 //! much less arrives than the row says, and yet nothing is lost and nothing is delayed.
 
 use super::adjust::Verdict;
@@ -53,9 +54,49 @@ impl PeerLimit {
     }
 }
 
+/// What this end's sender may send of a row, at most, for the search to be held.
+///
+/// A sender that is kept off its CPU now and then misses much of a trial and still sends more when the
+/// row is higher: with a low bound the search would stop far below a path that it can fill.
+const OWN_SHARE_MAX: f64 = 0.75;
+
+/// Watches what the sender of this end sends.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct OwnLimit {
+    trials: u32,
+}
+
+impl OwnLimit {
+    /// Takes a trial: the datagrams that its row wanted, and those that did not leave when they were
+    /// due. Returns whether a higher row would send no more.
+    pub fn trial(&mut self, due: u64, missed: u64) -> bool {
+        let sent = due.saturating_sub(missed) as f64;
+        if due == 0 || sent > due as f64 * OWN_SHARE_MAX {
+            self.trials = 0;
+            return false;
+        }
+        self.trials = self.trials.saturating_add(1);
+        self.trials >= TRIALS
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_sender_that_never_keeps_up_holds_the_search_and_a_disturbed_one_does_not() {
+        let mut limit = OwnLimit::default();
+        for trial in 1..=20 {
+            assert_eq!(limit.trial(1000, 250), trial >= 10);
+        }
+        assert!(!limit.trial(1000, 249), "it keeps up well enough");
+        // Three trials of four are lost to others on its CPU.
+        for trial in 0..100 {
+            assert!(!limit.trial(1000, if trial % 4 == 0 { 10 } else { 900 }));
+        }
+        assert!(!limit.trial(0, 0), "nothing was due");
+    }
 
     #[test]
     fn a_slow_peer_is_found_out_after_ten_trials() {

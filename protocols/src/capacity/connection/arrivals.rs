@@ -153,12 +153,16 @@ impl Connection {
         let Work::Send(sender) = &mut self.work else {
             return;
         };
-        let limited = sender.take_trial().limited();
+        let sent = sender.take_trial();
+        let limited = sent.limited();
         self.trials += 1;
         self.limited_trials += u32::from(limited);
         let trial = trial_of(status);
         let rate = match &mut self.server {
-            Some(server) => server.step(&trial, limited),
+            Some(server) => {
+                let held = server.limit_of_own(&sent);
+                server.step(&trial, held)
+            }
             None => status.rate,
         };
         sender.set_rate(&rate, now);

@@ -5,11 +5,12 @@ use std::sync::Arc;
 use ringmill_engine::time::Nanos;
 
 use crate::capacity::adjust::{AdjustSettings, Adjuster, Trial};
-use crate::capacity::limited::{Limit, PeerLimit};
+use crate::capacity::limited::{Limit, OwnLimit, PeerLimit};
 use crate::capacity::parameters::TestParameters;
 use crate::capacity::pdu::{RateStructure, Status};
 use crate::capacity::rates::{HEADERS_BYTES_V4, HEADERS_BYTES_V6, RateTable};
 use crate::capacity::receiver::Receiver;
+use crate::capacity::sender::TrialSent;
 
 /// The row of one connection, and what chooses it.
 pub(super) struct Search {
@@ -17,6 +18,7 @@ pub(super) struct Search {
     rows: Arc<RateTable>,
     /// Of the adjuster's row, in Mbit/s.
     row_mbps: f64,
+    own_limit: OwnLimit,
     peer_limit: Option<PeerLimit>,
 }
 
@@ -34,6 +36,7 @@ impl Search {
         });
         Self {
             row_mbps: rows.mbps(adjuster.row()),
+            own_limit: OwnLimit::default(),
             peer_limit: infer_peer_limit.then(PeerLimit::default),
             rows: Arc::clone(rows),
             adjuster,
@@ -63,6 +66,12 @@ impl Search {
             self.row_mbps = self.rows.mbps(index);
         }
         self.rate()
+    }
+
+    /// Whether this end's sender would send no more by a higher row, after a trial.
+    pub(super) fn limit_of_own(&mut self, sent: &TrialSent) -> bool {
+        self.own_limit
+            .trial(sent.due, sent.missed.max(sent.refused))
     }
 
     /// Whether the peer's sender is the limit of a trial that ends now.

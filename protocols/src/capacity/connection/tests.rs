@@ -165,9 +165,9 @@ fn the_search_stops_climbing_when_the_sender_is_the_limit() {
     let mut connection = connection(true, Direction::Downstream, Rate::Search { start: 0 });
     let mut out = Out::default();
     let mut rows = Vec::new();
-    for number in 1..=30 {
+    for number in 1..=50 {
         let now = Nanos::from(number) * 50 * MS;
-        out.full = (10..20).contains(&number);
+        out.full = (10..40).contains(&number);
         run(&mut connection, now, &mut out);
         give(&mut connection, &status(number, |_| ()), now, &mut out);
         rows.push(
@@ -178,10 +178,12 @@ fn the_search_stops_climbing_when_the_sender_is_the_limit() {
         );
     }
     assert_eq!(rows[8], 90);
-    // The tenth status ends the first trial in which nothing was taken.
-    assert!(rows[9..19].iter().all(|row| *row == 90), "{rows:?}");
-    assert!(rows[29] > 180, "{rows:?}");
-    assert!(connection.limited_trials() >= 10);
+    // From the tenth trial in a row in which nothing was taken, until something is again.
+    let held = rows[17];
+    assert!(held > 90, "{rows:?}");
+    assert!(rows[18..39].iter().all(|row| *row == held), "{rows:?}");
+    assert!(rows[49] > held, "{rows:?}");
+    assert!(connection.limited_trials() >= 30);
     assert!(
         out.reports()
             .iter()
