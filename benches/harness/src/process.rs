@@ -44,11 +44,16 @@ impl Line {
         self
     }
 
-    /// The command as a reader would type it: programs without their folder.
+    /// The command as a reader would type it: programs, also those run by another, without their folder.
     pub(crate) fn shown(&self) -> String {
-        let program = self.0[0].rsplit('/').next().unwrap_or_default();
-        std::iter::once(program)
-            .chain(self.0[1..].iter().map(String::as_str))
+        let without_folder = |(place, part): (usize, &String)| match part.rsplit_once('/') {
+            Some((folder, name)) if place == 0 || folder.starts_with(['/', '.']) => name.to_owned(),
+            _ => part.clone(),
+        };
+        self.0
+            .iter()
+            .enumerate()
+            .map(without_folder)
             .collect::<Vec<_>>()
             .join(" ")
     }

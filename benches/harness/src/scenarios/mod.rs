@@ -7,6 +7,7 @@ use crate::rounds::{Candidate, Run};
 use crate::setup::Setup;
 
 mod capacity;
+mod capacity_paths;
 mod chat;
 mod chat_run;
 mod chat_slow_readers;
@@ -30,7 +31,7 @@ pub(crate) type Scenario = (
 );
 
 /// Every scenario, in the order of a whole run.
-pub(crate) const ALL: [Scenario; 14] = [
+pub(crate) const ALL: [Scenario; 15] = [
     (
         "tcp-echo",
         "32-byte echo over TCP against four runtimes",
@@ -75,6 +76,11 @@ pub(crate) const ALL: [Scenario; 14] = [
         "capacity",
         "the UDP capacity test: exact rates, highest rates, many tests at once",
         capacity::run,
+    ),
+    (
+        "capacity-paths",
+        "what the capacity test finds on paths of known rate, delay and loss",
+        capacity_paths::run,
     ),
     ("nat-delay", "how exactly a NAT delays", nat_delay::run),
     (
