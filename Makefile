@@ -101,6 +101,10 @@ lint: ## format, clippy, and the bans, licences and sources of dependencies; no 
 	  echo "skipped: cargo-deny is not installed (cargo install --locked cargo-deny)"; \
 	fi
 
+.PHONY: tuning
+tuning: ## the scripts in tuning/ again, from the profiles
+	$(CARGO) run -p ringmill $(FEATURES) -- tune scripts --out tuning
+
 .PHONY: clean
 clean: ## remove everything that was built
 	$(CARGO) clean

@@ -24,6 +24,7 @@ pub mod report;
 pub mod server;
 pub mod service;
 pub mod signals;
+pub mod tune;
 pub mod units;
 
 pub use commands::main;

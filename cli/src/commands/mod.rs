@@ -20,6 +20,7 @@ pub mod nat;
 pub mod run;
 pub mod serve;
 pub mod topology;
+pub mod tune;
 pub mod udpst;
 
 /// High-rate servers and network tests on every core.
@@ -83,6 +84,8 @@ pub enum Command {
     Multicast(multicast::MulticastArgs),
     /// Show the machine and where shards would run.
     Topology(topology::TopologyArgs),
+    /// Tune the host: check what limits it, plan, apply and revert changes.
+    Tune(tune::TuneArgs),
     /// Show what this host allows, what ringmill will use, and what to change.
     Doctor(DoctorArgs),
     /// Print shell completions.
@@ -115,6 +118,7 @@ pub fn main() -> ExitCode {
             return udpst::run("ringmill udpst", args.arguments.into_iter()).into();
         }
         Command::Topology(args) => topology::run(&args),
+        Command::Tune(args) => tune::run(&args),
         Command::Doctor(args) => return doctor(&args),
     };
     printer::finish();

@@ -40,7 +40,7 @@ use serde::Serialize;
 pub use bind::{BindError, MemoryBinding, bind_memory_current_thread, pin_current_thread};
 pub use cpu_list::{CPU_NUMBER_MAX, CpuList, CpuListError};
 pub use limits::{Limit, LimitKind};
-pub use network::Interface;
+pub use network::{Interface, packet_interrupts};
 pub use plan::{
     Plan, PlanError, PlanGroup, PlanRequest, SHARDS_MAX, ShardCount, ShardPlacement, plan,
 };

@@ -69,6 +69,18 @@ pub(super) fn read(root: &Path, online: &CpuList) -> Vec<Interface> {
         .collect()
 }
 
+/// The numbers of the interrupts that the packet queues of an interface raise, lowest first, below
+/// `root` (`/` for this machine). None for virtual interfaces and where `/proc` does not say.
+#[must_use]
+pub fn packet_interrupts(root: &Path, interface: &str) -> Vec<u32> {
+    let known = interrupts(root);
+    let numbers: BTreeSet<u32> = cards(&root.join("sys/class/net"), interface, STACKING_MAX)
+        .iter()
+        .flat_map(|card| card.interrupts(root, known.as_ref()))
+        .collect();
+    numbers.into_iter().collect()
+}
+
 /// A device behind an interface.
 struct Card {
     interface: String,

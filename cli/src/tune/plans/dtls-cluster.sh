@@ -1,0 +1,103 @@
+#!/bin/sh
+# Profile dtls-cluster: A node that holds very many DTLS sessions.
+# For 100,000 connections, on this host as it is now.
+# Run it as root. Nothing is recorded: `ringmill tune apply` does the same and can take it back.
+set -eu
+
+# net.core.rmem_max: 212992 now.
+# All sessions share the sockets of the shards: a burst of handshakes must fit. Source: OB-UDPST
+# handbook (16777216).
+# undo: sysctl -w net.core.rmem_max=212992
+sysctl -w net.core.rmem_max=16777216
+
+# net.core.wmem_max: 212992 now.
+# Answers to a burst must fit. Source: OB-UDPST handbook (16777216).
+# undo: sysctl -w net.core.wmem_max=212992
+sysctl -w net.core.wmem_max=16777216
+
+# net.netfilter.nf_conntrack_max: 65536 now.
+# A firewall tracks each peer's address and port as a connection, and drops new ones when its table
+# is full. Source: tcpscaler handbook (1000000).
+# undo: sysctl -w net.netfilter.nf_conntrack_max=65536
+sysctl -w net.netfilter.nf_conntrack_max=1000000
+
+# module/nf_conntrack/parameters/hashsize: 16384 now.
+# A table with long chains costs time on every packet. Source: tcpscaler handbook (a matching hash
+# size).
+# undo: echo 16384 > /sys/module/nf_conntrack/parameters/hashsize
+echo 250000 > /sys/module/nf_conntrack/parameters/hashsize
+
+# net.core.netdev_max_backlog: 1000 now.
+# Packets that wait for a CPU (loopback, veth, RPS); what does not fit is dropped. Source: own
+# research: what arrives in 10 ms.
+# undo: sysctl -w net.core.netdev_max_backlog=1000
+sysctl -w net.core.netdev_max_backlog=10000
+
+# eth0 rx-ring: 256 now.
+# Packets that the card may hold while the CPU is busy. Source: OB-UDPST handbook (10G and above).
+# undo: ethtool -G eth0 rx 256
+ethtool -G eth0 rx 4096
+
+# eth0 tx-ring: 256 now.
+# Packets that the CPU may hand over while the wire is busy. Source: OB-UDPST handbook (10G and
+# above).
+# undo: ethtool -G eth0 tx 256
+ethtool -G eth0 tx 4096
+
+# class/net/eth0/queues/tx-0/xps_cpus: it is there now.
+# A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
+# one CPU per queue).
+# undo: echo 0 > /sys/class/net/eth0/queues/tx-0/xps_cpus
+echo a > /sys/class/net/eth0/queues/tx-0/xps_cpus
+
+# class/net/eth0/queues/tx-1/xps_cpus: it is there now.
+# A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
+# one CPU per queue).
+# undo: echo 0 > /sys/class/net/eth0/queues/tx-1/xps_cpus
+echo 5 > /sys/class/net/eth0/queues/tx-1/xps_cpus
+
+# class/net/eth0/queues/rx-0/rps_cpus: it is there now.
+# A card with fewer queues than shards has its packets spread over the shards' CPUs. Source: own
+# research; Documentation/networking/scaling.rst.
+# undo: echo 0 > /sys/class/net/eth0/queues/rx-0/rps_cpus
+echo e > /sys/class/net/eth0/queues/rx-0/rps_cpus
+
+# class/net/eth0/queues/rx-1/rps_cpus: it is there now.
+# A card with fewer queues than shards has its packets spread over the shards' CPUs. Source: own
+# research; Documentation/networking/scaling.rst.
+# undo: echo 0 > /sys/class/net/eth0/queues/rx-1/rps_cpus
+echo e > /sys/class/net/eth0/queues/rx-1/rps_cpus
+
+# /run/systemd/system/irqbalance.service.d/50-ringmill.conf: not there now.
+# A running irqbalance undoes the placement of interrupts. Source: OB-UDPST handbook
+# (IRQBALANCE_BANNED_CPULIST).
+# undo: rm /run/systemd/system/irqbalance.service.d/50-ringmill.conf
+cat > /run/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END'
+# Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
+[Service]
+Environment=IRQBALANCE_BANNED_CPULIST=1-3
+END
+
+# devices/system/cpu/cpu0/cpufreq/scaling_governor: powersave now.
+# A core that clocks down between packets answers late. Source: own research.
+# undo: echo powersave > /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
+echo performance > /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
+
+# devices/system/cpu/cpu1/cpufreq/scaling_governor: powersave now.
+# A core that clocks down between packets answers late. Source: own research.
+# undo: echo powersave > /sys/devices/system/cpu/cpu1/cpufreq/scaling_governor
+echo performance > /sys/devices/system/cpu/cpu1/cpufreq/scaling_governor
+
+# devices/system/cpu/cpu2/cpufreq/scaling_governor: powersave now.
+# A core that clocks down between packets answers late. Source: own research.
+# undo: echo powersave > /sys/devices/system/cpu/cpu2/cpufreq/scaling_governor
+echo performance > /sys/devices/system/cpu/cpu2/cpufreq/scaling_governor
+
+# devices/system/cpu/cpu3/cpufreq/scaling_governor: powersave now.
+# A core that clocks down between packets answers late. Source: own research.
+# undo: echo powersave > /sys/devices/system/cpu/cpu3/cpufreq/scaling_governor
+echo performance > /sys/devices/system/cpu/cpu3/cpufreq/scaling_governor
+
+# To know:
+# - nodes behind a balancer need the port of the cluster open between them, beside that of the
+#   clients

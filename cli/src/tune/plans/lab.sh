@@ -1,0 +1,199 @@
+#!/bin/sh
+# Profile lab: Both ends of a million connections on one host, in a laboratory and nowhere else.
+# For 1,000,000 connections, on this host as it is now.
+# Run it as root. Nothing is recorded: `ringmill tune apply` does the same and can take it back.
+set -eu
+
+# Open files: for what is started from the shell that reads this script (. ./FILE); for a service
+# set LimitNOFILE= in its unit.
+ulimit -n 1048576 || echo 'open files: the hard limit is lower' >&2
+
+# fs.file-max: 100000 now.
+# Every connection is an open file of the machine, whatever a process may have. Source: tcpscaler
+# handbook (12582912).
+# undo: sysctl -w fs.file-max=100000
+sysctl -w fs.file-max=12582912
+
+# fs.nr_open: 1024 now.
+# The most that the limit of open files of any process can be raised to. Source: tcpscaler handbook
+# (ulimit -n 1048576).
+# undo: sysctl -w fs.nr_open=1024
+sysctl -w fs.nr_open=1048576
+
+# net.core.somaxconn: 4096 now.
+# Connections that wait for accept; when the queue is full they are dropped (ListenOverflows).
+# Source: tcpscaler handbook (8192).
+# undo: sysctl -w net.core.somaxconn=4096
+sysctl -w net.core.somaxconn=8192
+
+# net.ipv4.tcp_max_syn_backlog: 4096 now.
+# Half-open connections; past it the kernel sends SYN cookies or drops. Source: own research: as
+# somaxconn, or the smaller of the two decides.
+# undo: sysctl -w net.ipv4.tcp_max_syn_backlog=4096
+sysctl -w net.ipv4.tcp_max_syn_backlog=8192
+
+# net.ipv4.tcp_mem: 95000 126000 190000 now.
+# Pages that the queues of all connections may take together; past it every socket is squeezed.
+# Source: own research: a page each way for each connection, in the kernel's own proportions.
+# undo: sysctl -w net.ipv4.tcp_mem='95000 126000 190000'
+sysctl -w net.ipv4.tcp_mem='1000000 1333333 2000000'
+
+# net.ipv4.tcp_max_tw_buckets: 65536 now.
+# Connections that this end closed stay for 60 s; past it they are cut short (TCPTimeWaitOverflow).
+# Source: own research: a table of 131072 fills in seconds when connections are closed by FIN.
+# undo: sysctl -w net.ipv4.tcp_max_tw_buckets=65536
+sysctl -w net.ipv4.tcp_max_tw_buckets=1000000
+
+# net.netfilter.nf_conntrack_max: 65536 now.
+# A firewall that tracks connections drops new ones when its table is full. Source: tcpscaler
+# handbook (1000000).
+# undo: sysctl -w net.netfilter.nf_conntrack_max=65536
+sysctl -w net.netfilter.nf_conntrack_max=1250000
+
+# module/nf_conntrack/parameters/hashsize: 16384 now.
+# A table with long chains costs time on every packet. Source: tcpscaler handbook (a matching hash
+# size).
+# undo: echo 16384 > /sys/module/nf_conntrack/parameters/hashsize
+echo 312500 > /sys/module/nf_conntrack/parameters/hashsize
+
+# net.core.netdev_max_backlog: 1000 now.
+# Packets that wait for a CPU (loopback, veth, RPS); what does not fit is dropped. Source: own
+# research: what arrives in 10 ms.
+# undo: sysctl -w net.core.netdev_max_backlog=1000
+sysctl -w net.core.netdev_max_backlog=10000
+
+# eth0 rx-ring: 256 now.
+# Packets that the card may hold while the CPU is busy. Source: OB-UDPST handbook (10G and above).
+# undo: ethtool -G eth0 rx 256
+ethtool -G eth0 rx 4096
+
+# eth0 tx-ring: 256 now.
+# Packets that the CPU may hand over while the wire is busy. Source: OB-UDPST handbook (10G and
+# above).
+# undo: ethtool -G eth0 tx 256
+ethtool -G eth0 tx 4096
+
+# eth0 channels: 2 now.
+# Fewer queues than shards leave cores without packets of their own. Source: own research.
+# undo: ethtool -L eth0 combined 2
+ethtool -L eth0 combined 3
+
+# class/net/eth0/queues/tx-0/xps_cpus: it is there now.
+# A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
+# one CPU per queue).
+# undo: echo 0 > /sys/class/net/eth0/queues/tx-0/xps_cpus
+echo a > /sys/class/net/eth0/queues/tx-0/xps_cpus
+
+# class/net/eth0/queues/tx-1/xps_cpus: it is there now.
+# A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
+# one CPU per queue).
+# undo: echo 0 > /sys/class/net/eth0/queues/tx-1/xps_cpus
+echo 5 > /sys/class/net/eth0/queues/tx-1/xps_cpus
+
+# class/net/eth0/queues/rx-0/rps_cpus: it is there now.
+# A card with fewer queues than shards has its packets spread over the shards' CPUs. Source: own
+# research; Documentation/networking/scaling.rst.
+# undo: echo 0 > /sys/class/net/eth0/queues/rx-0/rps_cpus
+echo e > /sys/class/net/eth0/queues/rx-0/rps_cpus
+
+# class/net/eth0/queues/rx-1/rps_cpus: it is there now.
+# A card with fewer queues than shards has its packets spread over the shards' CPUs. Source: own
+# research; Documentation/networking/scaling.rst.
+# undo: echo 0 > /sys/class/net/eth0/queues/rx-1/rps_cpus
+echo e > /sys/class/net/eth0/queues/rx-1/rps_cpus
+
+# /run/systemd/system/irqbalance.service.d/50-ringmill.conf: not there now.
+# A running irqbalance undoes the placement of interrupts. Source: OB-UDPST handbook
+# (IRQBALANCE_BANNED_CPULIST).
+# undo: rm /run/systemd/system/irqbalance.service.d/50-ringmill.conf
+cat > /run/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END'
+# Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
+[Service]
+Environment=IRQBALANCE_BANNED_CPULIST=1-3
+END
+
+# devices/system/cpu/cpu0/cpufreq/scaling_governor: powersave now.
+# A core that clocks down between packets sends late. Source: own research.
+# undo: echo powersave > /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
+echo performance > /sys/devices/system/cpu/cpu0/cpufreq/scaling_governor
+
+# devices/system/cpu/cpu1/cpufreq/scaling_governor: powersave now.
+# A core that clocks down between packets sends late. Source: own research.
+# undo: echo powersave > /sys/devices/system/cpu/cpu1/cpufreq/scaling_governor
+echo performance > /sys/devices/system/cpu/cpu1/cpufreq/scaling_governor
+
+# devices/system/cpu/cpu2/cpufreq/scaling_governor: powersave now.
+# A core that clocks down between packets sends late. Source: own research.
+# undo: echo powersave > /sys/devices/system/cpu/cpu2/cpufreq/scaling_governor
+echo performance > /sys/devices/system/cpu/cpu2/cpufreq/scaling_governor
+
+# devices/system/cpu/cpu3/cpufreq/scaling_governor: powersave now.
+# A core that clocks down between packets sends late. Source: own research.
+# undo: echo powersave > /sys/devices/system/cpu/cpu3/cpufreq/scaling_governor
+echo performance > /sys/devices/system/cpu/cpu3/cpufreq/scaling_governor
+
+# net.ipv4.ip_local_port_range: 32768 60999 now.
+# 64512 instead of 28232 connections from one address to one destination; a firewall that lets
+# answers in by port must open as many, and services that start later may find their port taken.
+# Source: tcpscaler handbook.
+# undo: sysctl -w net.ipv4.ip_local_port_range='32768 60999'
+sysctl -w net.ipv4.ip_local_port_range='1024 65535'
+
+# net.ipv4.tcp_tw_reuse: 2 now.
+# A port in TIME_WAIT can be used again after a second instead of a minute (timestamps keep it
+# safe). Source: tcpscaler handbook.
+# undo: sysctl -w net.ipv4.tcp_tw_reuse=2
+sysctl -w net.ipv4.tcp_tw_reuse=1
+
+# net.ipv4.tcp_syncookies: 1 now.
+# A flood of our own connects is no attack; with cookies the kernel forgets options and says
+# 'Possible SYN flooding'. Source: tcpscaler handbook (see TcpExtSyncookiesSent, ListenOverflows,
+# ListenDrops).
+# RISK: without SYN cookies anyone can fill the queue of half-open connections.
+# undo: sysctl -w net.ipv4.tcp_syncookies=1
+sysctl -w net.ipv4.tcp_syncookies=0
+
+# net.ipv4.tcp_rmem: 4096 131072 6291456 now.
+# Very many connections that are mostly idle need small windows at first; each grows by itself up to
+# 4 MiB. Source: own research (low minimums for many idle connections).
+# RISK: a transfer over a long path starts slower.
+# undo: sysctl -w net.ipv4.tcp_rmem='4096 131072 6291456'
+sysctl -w net.ipv4.tcp_rmem='4096 16384 4194304'
+
+# net.core.busy_poll: 0 now.
+# Microseconds that poll and select spin on a card's queue before they sleep: latency for CPU.
+# Source: own research; Documentation/admin-guide/sysctl/net.rst (50 is its example).
+# RISK: every program that waits for sockets spins, not only ours.
+# undo: sysctl -w net.core.busy_poll=0
+sysctl -w net.core.busy_poll=50
+
+# nftables table inet ringmill_tune: not there now.
+# Tracking costs memory and a lookup for each packet; packets of the ports of --ports are not
+# tracked. Source: tcpscaler handbook (NOTRACK in PREROUTING and OUTPUT).
+# RISK: rules that ask for a connection's state do not see these packets, and address translation
+# does not happen.
+# undo: nft delete table inet ringmill_tune
+nft -f - <<'END'
+table inet ringmill_tune
+delete table inet ringmill_tune
+table inet ringmill_tune {
+	chain prerouting {
+		type filter hook prerouting priority raw; policy accept;
+		meta l4proto { tcp, udp } th sport { 7000, 9000-9010 } notrack
+		meta l4proto { tcp, udp } th dport { 7000, 9000-9010 } notrack
+	}
+	chain output {
+		type filter hook output priority raw; policy accept;
+		meta l4proto { tcp, udp } th sport { 7000, 9000-9010 } notrack
+		meta l4proto { tcp, udp } th dport { 7000, 9000-9010 } notrack
+	}
+}
+END
+
+# Left alone:
+# - open files of a process: 20000 for this process; a limit is inherited: set LimitNOFILE=1048576
+#   in the unit, or `ulimit -n 1048576` before the start
+
+# To know:
+# - one source address reaches one destination with as many connections as there are ports: use more
+#   source addresses (--sources) or destination ports beyond that
