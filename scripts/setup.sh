@@ -32,6 +32,7 @@ readonly TEST=(
   "sockperf:cmd sockperf"
   "iperf3:cmd iperf3"
   "iproute2:cmd ip"
+  "nftables:cmd nft"
   "procps:cmd ps"
 )
 # The benchmark scripts also read JSON and the CPU counters.

@@ -105,10 +105,12 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args),
         Command::Completions(args) => generate::completions(&args),
         Command::Man(args) => generate::man(&args),
-        Command::Serve(args) => serve::run(&args),
-        Command::Run(args) => run::run(&args),
-        Command::Load(args) => load::run(&args),
-        Command::Capacity(args) => capacity::run(&args),
+        Command::Serve(args) => args.tune.around(args.load_on_host(), || serve::run(&args)),
+        Command::Run(args) => args.tune.around(args.load_on_host(), || run::run(&args)),
+        Command::Load(args) => args.tune.around(args.load_on_host(), || load::run(&args)),
+        Command::Capacity(args) => args
+            .tune
+            .around(args.load_on_host(), || capacity::run(&args)),
         Command::Nat(args) => nat::run(&args),
         Command::CfNat(args) => nat::cf::run(&args),
         Command::Echo(args) => echo::run(&args),

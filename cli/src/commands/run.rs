@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use anyhow::Result;
 use clap::Args;
 
+use crate::commands::tune::{LoadOnHost, TuneFlag};
 use crate::config::{self, Configuration};
 use crate::exit::Exit;
 use crate::launch::Placement;
@@ -35,6 +36,23 @@ pub struct RunArgs {
     /// What standard input means.
     #[command(flatten)]
     pub console: ConsoleArgs,
+
+    /// The host.
+    #[command(flatten)]
+    pub tune: TuneFlag,
+}
+
+impl RunArgs {
+    /// What the host is asked to carry; nothing where nothing is started.
+    pub(super) fn load_on_host(&self) -> LoadOnHost {
+        match config::load(&self.file) {
+            Ok(file) if !self.check && !self.print_config => {
+                LoadOnHost::of_server(file.limits.max_connections, &file.engine)
+            }
+            // What is wrong with the file is said when it is read to be run.
+            _ => LoadOnHost::nothing(),
+        }
+    }
 }
 
 const FILE_HELP: &str = "\

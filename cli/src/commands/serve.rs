@@ -7,6 +7,7 @@ use clap::{Args, Subcommand};
 
 use crate::args::{EngineArgs, GuardArgs, LimitArgs, parse_loopback_address};
 use crate::chat::ChatArgs;
+use crate::commands::tune::{LoadOnHost, TuneFlag};
 use crate::config::Configuration;
 use crate::endpoint::Endpoint;
 use crate::exit::{Exit, UsageError};
@@ -20,6 +21,21 @@ pub struct ServeArgs {
     /// The protocol.
     #[command(subcommand)]
     pub protocol: ServeProtocol,
+
+    /// The host.
+    #[command(flatten)]
+    pub tune: TuneFlag,
+}
+
+impl ServeArgs {
+    /// What the host is asked to carry.
+    pub(super) fn load_on_host(&self) -> LoadOnHost {
+        let (ServeProtocol::Echo { server, .. }
+        | ServeProtocol::Multicast { server, .. }
+        | ServeProtocol::Discard(server)
+        | ServeProtocol::Chat { server, .. }) = &self.protocol;
+        LoadOnHost::of_server(server.limits.max_connections, &server.engine)
+    }
 }
 
 /// What can be served.

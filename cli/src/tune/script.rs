@@ -53,15 +53,13 @@ pub fn of_plan(plan: &Plan) -> String {
     }
     for step in &plan.steps {
         text.push('\n');
-        let now = step
-            .now
-            .as_deref()
-            .and_then(|now| now.lines().next().filter(|_| !now.contains('\n')));
-        match (&step.now, now) {
-            (_, Some(now)) => comment(&mut text, &format!("{}: {now} now.", step.setting)),
-            (Some(_), None) => comment(&mut text, &format!("{}: it is there now.", step.setting)),
-            (None, _) => comment(&mut text, &format!("{}: not there now.", step.setting)),
-        }
+        let now = match step.now.as_deref() {
+            None => "not there now".into(),
+            Some("") => "no CPU now".into(),
+            Some(now) if now.contains('\n') => "it is there now".into(),
+            Some(now) => format!("{now} now"),
+        };
+        comment(&mut text, &format!("{}: {now}.", step.setting));
         why(&mut text, &step.reason, &step.source, step.risk.as_deref());
         let undo = step.setting.undo(step.now.as_deref());
         if !undo.contains('\n') {

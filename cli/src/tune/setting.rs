@@ -246,7 +246,7 @@ impl Setting {
         match self {
             Self::Sysctl { name } => format!("sysctl -w {name}={}", quoted(value)),
             Self::File { path } | Self::Cpus { path } => {
-                format!("echo {} > {}", quoted(&self.raw(value)), path_word(path))
+                format!("echo {} > {}", quoted(&self.raw(value)), quoted(path))
             }
             Self::Nic { interface, field } => {
                 let (option, name) = field.option();
@@ -256,14 +256,21 @@ impl Setting {
                 "nft -f - <<'END'\ntable inet {name}\ndelete table inet {name}\n{}\nEND",
                 value.trim_end()
             ),
-            Self::Written { path } => {
+            // A delimiter of its own: the content may be a script with documents inside.
+            Self::Written { path } => format!(
+                "{}cat > {} <<'END_OF_FILE'\n{}\nEND_OF_FILE",
+                folder_of(path),
+                quoted(path),
+                value.trim_end()
+            ),
+            Self::Link { path } => {
                 format!(
-                    "cat > {} <<'END'\n{}\nEND",
-                    path_word(path),
-                    value.trim_end()
+                    "{}ln -sf {} {}",
+                    folder_of(path),
+                    quoted(value),
+                    quoted(path)
                 )
             }
-            Self::Link { path } => format!("ln -sf {} {}", quoted(value), path_word(path)),
         }
     }
 
@@ -273,7 +280,7 @@ impl Setting {
         match (self, old) {
             (Self::Table { name }, None) => format!("nft delete table inet {name}"),
             (Self::Written { path } | Self::Link { path }, None) => {
-                format!("rm {}", path_word(path))
+                format!("rm {}", quoted(path))
             }
             (_, Some(old)) => self.command(old),
             (_, None) => "nothing: it was not there".into(),
@@ -297,9 +304,10 @@ fn quoted(text: &str) -> String {
     format!("'{}'", text.replace('\'', r"'\''"))
 }
 
-/// A path that may begin with a variable of our own scripts.
-fn path_word(path: &str) -> String {
-    quoted(path)
+/// The line that makes the folder of a file.
+fn folder_of(path: &str) -> String {
+    let folder = path.rsplit_once('/').map_or("", |(folder, _)| folder);
+    format!("mkdir -p {}\n", quoted(folder))
 }
 
 /// The kernel's mask: words of 32 bits, highest first, with commas between.

@@ -3,6 +3,7 @@
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::commands::tune::{LoadOnHost, TuneFlag};
 use crate::exit::Exit;
 
 mod figures;
@@ -36,6 +37,25 @@ pub struct CapacityArgs {
     /// Which part to take.
     #[command(subcommand)]
     pub command: CapacityCommand,
+
+    /// The host.
+    #[command(flatten)]
+    pub tune: TuneFlag,
+}
+
+impl CapacityArgs {
+    /// What the host is asked to carry: the first row above 1 Gbit/s, where untuned buffers lose.
+    pub(super) fn load_on_host(&self) -> LoadOnHost {
+        let engine = match &self.command {
+            CapacityCommand::Server(args) => &args.engine,
+            CapacityCommand::Up(args)
+            | CapacityCommand::Down(args)
+            | CapacityCommand::Both(args) => &args.engine,
+            CapacityCommand::Selftest(args) => &args.engine,
+            CapacityCommand::Rates(_) => return LoadOnHost::nothing(),
+        };
+        LoadOnHost::of_datagrams(engine)
+    }
 }
 
 /// Which part to take in the test.

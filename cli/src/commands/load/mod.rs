@@ -17,6 +17,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Args, Subcommand};
 
+use crate::commands::tune::{LoadOnHost, TuneFlag};
 use crate::exit::{Exit, UsageError};
 use crate::fail_if::FailIf;
 use crate::units;
@@ -27,6 +28,27 @@ pub struct LoadArgs {
     /// What to load.
     #[command(subcommand)]
     pub workload: Workload,
+
+    /// The host.
+    #[command(flatten)]
+    pub tune: TuneFlag,
+}
+
+impl LoadArgs {
+    /// What the host is asked to carry.
+    pub(super) fn load_on_host(&self) -> LoadOnHost {
+        let of = LoadOnHost::of_client;
+        match &self.workload {
+            Workload::Echo(args) => of(
+                &args.endpoint,
+                args.connections,
+                args.sources.len(),
+                &args.engine,
+            ),
+            Workload::Flood(args) => of(&args.endpoint, 1, 0, &args.engine),
+            Workload::Multicast(args) => of(&args.endpoint, args.connections, 0, &args.engine),
+        }
+    }
 }
 
 /// What can be loaded.

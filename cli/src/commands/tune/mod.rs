@@ -2,7 +2,10 @@
 //! change it and take it back.
 
 mod check;
+mod flag;
 mod report;
+
+pub use flag::{LoadOnHost, TuneFlag, TuneWish};
 
 use std::path::{Path, PathBuf};
 
