@@ -672,22 +672,39 @@ mod tests {
     }
 
     #[test]
-    fn one_refusal_does_not_stop_the_rest() {
+    fn what_is_missing_or_read_only_does_not_stop_the_rest() {
         use std::os::unix::fs::PermissionsExt as _;
         let fake = FakeHost::large();
-        // A folder where a file was: no one can write to it, root neither.
         fake.remove("proc/sys/net/core/somaxconn");
+        let file = fake.path("proc/sys/net/netfilter/nf_conntrack_max");
+        std::fs::set_permissions(file, std::fs::Permissions::from_mode(0o444)).unwrap();
+        let outcome = applied(&fake, &request("tcp-server"));
+        assert_eq!(outcome.failed, []);
+        for (name, words) in [
+            ("net.core.somaxconn", "not visible"),
+            ("net.netfilter.nf_conntrack_max", "read-only here"),
+        ] {
+            let left = outcome.left.iter().find(|left| left.what == name);
+            assert!(
+                left.is_some_and(|left| left.why.contains(words)),
+                "{outcome:?}"
+            );
+        }
+        assert!(!outcome.changed.is_empty());
+    }
+
+    #[test]
+    fn what_the_host_refuses_is_named_and_the_rest_is_done() {
+        let fake = FakeHost::large();
+        // A folder in the place of a file: no one writes to it, root neither.
+        fake.remove("ethtool/eth0/rx-ring");
+        std::fs::create_dir(fake.path("ethtool/eth0/rx-ring")).unwrap();
         let outcome = applied(&fake, &request("tcp-server"));
         assert!(
-            outcome
-                .left
-                .iter()
-                .any(|left| left.what == "net.core.somaxconn"),
+            outcome.left.iter().any(|left| left.what == "NIC rx-ring"),
             "{outcome:?}"
         );
         assert!(!outcome.changed.is_empty());
-        let folder = fake.path("proc/sys/net/core");
-        assert!(std::fs::metadata(folder).unwrap().permissions().mode() & 0o700 == 0o700);
     }
 
     #[test]

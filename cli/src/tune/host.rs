@@ -300,6 +300,20 @@ impl Host {
         }
     }
 
+    /// Whether a setting is shown and not to be changed: in a network namespace that is not the
+    /// host's the kernel takes away the right to write what is not the namespace's own.
+    #[must_use]
+    pub fn is_read_only(&self, setting: &Setting) -> bool {
+        use std::os::unix::fs::PermissionsExt as _;
+        let file = match setting {
+            Setting::Sysctl { name } => format!("/proc/sys/{}", name.replace('.', "/")),
+            Setting::File { path } | Setting::Cpus { path } => path.clone(),
+            _ => return false,
+        };
+        let about = fs::metadata(self.path(&file));
+        about.is_ok_and(|about| about.permissions().mode() & 0o222 == 0)
+    }
+
     /// Whether tables can be made here.
     ///
     /// # Errors

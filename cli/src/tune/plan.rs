@@ -296,6 +296,12 @@ impl<'a> View<'a> {
         if let Some(setting) = knob.target.single() {
             let now = self.value(&setting)?;
             return Ok(match knob.want.change(&now, None, 0, goal) {
+                Some(_) if self.host.is_read_only(&setting) => {
+                    return Err(format!(
+                        "it is {now}, not {}, and read-only here: it belongs to the whole host",
+                        knob.want.in_words(goal)
+                    ));
+                }
                 Some(wanted) => Outcome::Steps(vec![step(setting, Some(now), wanted)]),
                 None => Outcome::Right(now),
             });

@@ -78,25 +78,25 @@ ethtool -G eth0 tx 4096
 # undo: ethtool -L eth0 combined 2
 ethtool -L eth0 combined 3
 
-# class/net/eth0/queues/tx-0/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-0/xps_cpus: no CPU now.
 # A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
 # one CPU per queue).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-0/xps_cpus
 echo a > /sys/class/net/eth0/queues/tx-0/xps_cpus
 
-# class/net/eth0/queues/tx-1/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-1/xps_cpus: no CPU now.
 # A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
 # one CPU per queue).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-1/xps_cpus
 echo 5 > /sys/class/net/eth0/queues/tx-1/xps_cpus
 
-# class/net/eth0/queues/rx-0/rps_cpus: it is there now.
+# class/net/eth0/queues/rx-0/rps_cpus: no CPU now.
 # A card with fewer queues than shards has its packets spread over the shards' CPUs. Source: own
 # research; Documentation/networking/scaling.rst.
 # undo: echo 0 > /sys/class/net/eth0/queues/rx-0/rps_cpus
 echo e > /sys/class/net/eth0/queues/rx-0/rps_cpus
 
-# class/net/eth0/queues/rx-1/rps_cpus: it is there now.
+# class/net/eth0/queues/rx-1/rps_cpus: no CPU now.
 # A card with fewer queues than shards has its packets spread over the shards' CPUs. Source: own
 # research; Documentation/networking/scaling.rst.
 # undo: echo 0 > /sys/class/net/eth0/queues/rx-1/rps_cpus
@@ -106,11 +106,12 @@ echo e > /sys/class/net/eth0/queues/rx-1/rps_cpus
 # A running irqbalance undoes the placement of interrupts. Source: OB-UDPST handbook
 # (IRQBALANCE_BANNED_CPULIST).
 # undo: rm /run/systemd/system/irqbalance.service.d/50-ringmill.conf
-cat > /run/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END'
+mkdir -p /run/systemd/system/irqbalance.service.d
+cat > /run/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 [Service]
 Environment=IRQBALANCE_BANNED_CPULIST=1-3
-END
+END_OF_FILE
 
 # devices/system/cpu/cpu0/cpufreq/scaling_governor: powersave now.
 # A core that clocks down between packets sends late. Source: own research.

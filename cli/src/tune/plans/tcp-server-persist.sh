@@ -78,25 +78,25 @@ ethtool -G eth0 tx 4096
 # undo: ethtool -L eth0 combined 2
 ethtool -L eth0 combined 3
 
-# class/net/eth0/queues/tx-0/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-0/xps_cpus: no CPU now.
 # A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
 # one CPU per queue).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-0/xps_cpus
 echo a > /sys/class/net/eth0/queues/tx-0/xps_cpus
 
-# class/net/eth0/queues/tx-1/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-1/xps_cpus: no CPU now.
 # A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
 # one CPU per queue).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-1/xps_cpus
 echo 5 > /sys/class/net/eth0/queues/tx-1/xps_cpus
 
-# class/net/eth0/queues/rx-0/rps_cpus: it is there now.
+# class/net/eth0/queues/rx-0/rps_cpus: no CPU now.
 # A card with fewer queues than shards has its packets spread over the shards' CPUs. Source: own
 # research; Documentation/networking/scaling.rst.
 # undo: echo 0 > /sys/class/net/eth0/queues/rx-0/rps_cpus
 echo e > /sys/class/net/eth0/queues/rx-0/rps_cpus
 
-# class/net/eth0/queues/rx-1/rps_cpus: it is there now.
+# class/net/eth0/queues/rx-1/rps_cpus: no CPU now.
 # A card with fewer queues than shards has its packets spread over the shards' CPUs. Source: own
 # research; Documentation/networking/scaling.rst.
 # undo: echo 0 > /sys/class/net/eth0/queues/rx-1/rps_cpus
@@ -106,11 +106,12 @@ echo e > /sys/class/net/eth0/queues/rx-1/rps_cpus
 # A running irqbalance undoes the placement of interrupts. Source: OB-UDPST handbook
 # (IRQBALANCE_BANNED_CPULIST).
 # undo: rm /etc/systemd/system/irqbalance.service.d/50-ringmill.conf
-cat > /etc/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END'
+mkdir -p /etc/systemd/system/irqbalance.service.d
+cat > /etc/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 [Service]
 Environment=IRQBALANCE_BANNED_CPULIST=1-3
-END
+END_OF_FILE
 
 # devices/system/cpu/cpu0/cpufreq/scaling_governor: powersave now.
 # A core that clocks down between packets answers late. Source: own research.
@@ -135,7 +136,8 @@ echo performance > /sys/devices/system/cpu/cpu3/cpufreq/scaling_governor
 # /etc/sysctl.d/80-ringmill.conf: not there now.
 # The sysctls again after each boot. Source: systemd's manual.
 # undo: rm /etc/sysctl.d/80-ringmill.conf
-cat > /etc/sysctl.d/80-ringmill.conf <<'END'
+mkdir -p /etc/sysctl.d
+cat > /etc/sysctl.d/80-ringmill.conf <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 # every connection is an open file of the machine, whatever a process may have
 -fs.file-max = 12582912
@@ -151,12 +153,13 @@ cat > /etc/sysctl.d/80-ringmill.conf <<'END'
 -net.ipv4.tcp_max_tw_buckets = 100000
 # packets that wait for a CPU (loopback, veth, RPS); what does not fit is dropped
 -net.core.netdev_max_backlog = 10000
-END
+END_OF_FILE
 
 # /etc/ringmill/tune.sh: not there now.
 # The rest again after each boot, as a script. Source: systemd's manual.
 # undo: rm /etc/ringmill/tune.sh
-cat > /etc/ringmill/tune.sh <<'END'
+mkdir -p /etc/ringmill
+cat > /etc/ringmill/tune.sh <<'END_OF_FILE'
 #!/bin/sh
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 
@@ -198,12 +201,13 @@ echo performance > /sys/devices/system/cpu/cpu2/cpufreq/scaling_governor
 
 # a core that clocks down between packets answers late
 echo performance > /sys/devices/system/cpu/cpu3/cpufreq/scaling_governor
-END
+END_OF_FILE
 
 # /etc/systemd/system/ringmill-tune.service: not there now.
 # Runs that script. Source: systemd's manual.
 # undo: rm /etc/systemd/system/ringmill-tune.service
-cat > /etc/systemd/system/ringmill-tune.service <<'END'
+mkdir -p /etc/systemd/system
+cat > /etc/systemd/system/ringmill-tune.service <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 [Unit]
 Description=Host tuning of ringmill
@@ -216,30 +220,33 @@ ExecStart=/bin/sh /etc/ringmill/tune.sh
 
 [Install]
 WantedBy=multi-user.target
-END
+END_OF_FILE
 
 # /etc/systemd/system/multi-user.target.wants/ringmill-tune.service: not there now.
 # Switches that unit on (systemctl enable). Source: systemd's manual.
 # undo: rm /etc/systemd/system/multi-user.target.wants/ringmill-tune.service
+mkdir -p /etc/systemd/system/multi-user.target.wants
 ln -sf /etc/systemd/system/ringmill-tune.service /etc/systemd/system/multi-user.target.wants/ringmill-tune.service
 
 # /etc/udev/rules.d/90-ringmill.rules: not there now.
 # Runs it again when the card appears. Source: systemd's manual.
 # undo: rm /etc/udev/rules.d/90-ringmill.rules
-cat > /etc/udev/rules.d/90-ringmill.rules <<'END'
+mkdir -p /etc/udev/rules.d
+cat > /etc/udev/rules.d/90-ringmill.rules <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 ACTION=="add|move", SUBSYSTEM=="net", KERNEL=="eth0", TAG+="systemd", ENV{SYSTEMD_WANTS}+="ringmill-tune.service"
 ACTION=="add|move", SUBSYSTEM=="net", NAME=="eth0", TAG+="systemd", ENV{SYSTEMD_WANTS}+="ringmill-tune.service"
-END
+END_OF_FILE
 
 # /etc/systemd/system/ringmill.service.d/50-tune.conf: not there now.
 # Open files of the service ringmill.service. Source: systemd's manual.
 # undo: rm /etc/systemd/system/ringmill.service.d/50-tune.conf
-cat > /etc/systemd/system/ringmill.service.d/50-tune.conf <<'END'
+mkdir -p /etc/systemd/system/ringmill.service.d
+cat > /etc/systemd/system/ringmill.service.d/50-tune.conf <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 [Service]
 LimitNOFILE=1048576
-END
+END_OF_FILE
 
 # Left alone:
 # - open files of a process: 20000 for this process; a limit is inherited: set LimitNOFILE=1048576

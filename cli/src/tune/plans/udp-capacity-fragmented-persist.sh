@@ -41,13 +41,13 @@ ethtool -G eth0 rx 4096
 # undo: ethtool -G eth0 tx 256
 ethtool -G eth0 tx 4096
 
-# class/net/eth0/queues/tx-0/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-0/xps_cpus: no CPU now.
 # A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
 # one CPU per queue).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-0/xps_cpus
 echo a > /sys/class/net/eth0/queues/tx-0/xps_cpus
 
-# class/net/eth0/queues/tx-1/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-1/xps_cpus: no CPU now.
 # A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
 # one CPU per queue).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-1/xps_cpus
@@ -57,11 +57,12 @@ echo 5 > /sys/class/net/eth0/queues/tx-1/xps_cpus
 # A running irqbalance undoes the placement of interrupts. Source: OB-UDPST handbook
 # (IRQBALANCE_BANNED_CPULIST).
 # undo: rm /etc/systemd/system/irqbalance.service.d/50-ringmill.conf
-cat > /etc/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END'
+mkdir -p /etc/systemd/system/irqbalance.service.d
+cat > /etc/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 [Service]
 Environment=IRQBALANCE_BANNED_CPULIST=1-3
-END
+END_OF_FILE
 
 # devices/system/cpu/cpu0/cpufreq/scaling_governor: powersave now.
 # Pacing at 100 us needs a core that is awake. Source: own research.
@@ -108,7 +109,8 @@ sysctl -w net.ipv6.ip6frag_time=3
 # /etc/sysctl.d/80-ringmill.conf: not there now.
 # The sysctls again after each boot. Source: systemd's manual.
 # undo: rm /etc/sysctl.d/80-ringmill.conf
-cat > /etc/sysctl.d/80-ringmill.conf <<'END'
+mkdir -p /etc/sysctl.d
+cat > /etc/sysctl.d/80-ringmill.conf <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 # less loss while the reader is away; sockets ask for the maximum and are granted twice what they ask
 -net.core.rmem_max = 16777216
@@ -126,12 +128,13 @@ cat > /etc/sysctl.d/80-ringmill.conf <<'END'
 -net.ipv4.ipfrag_time = 3
 # seconds that the fragments of an incomplete datagram keep their memory
 -net.ipv6.ip6frag_time = 3
-END
+END_OF_FILE
 
 # /etc/ringmill/tune.sh: not there now.
 # The rest again after each boot, as a script. Source: systemd's manual.
 # undo: rm /etc/ringmill/tune.sh
-cat > /etc/ringmill/tune.sh <<'END'
+mkdir -p /etc/ringmill
+cat > /etc/ringmill/tune.sh <<'END_OF_FILE'
 #!/bin/sh
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 
@@ -158,12 +161,13 @@ echo performance > /sys/devices/system/cpu/cpu2/cpufreq/scaling_governor
 
 # pacing at 100 us needs a core that is awake
 echo performance > /sys/devices/system/cpu/cpu3/cpufreq/scaling_governor
-END
+END_OF_FILE
 
 # /etc/systemd/system/ringmill-tune.service: not there now.
 # Runs that script. Source: systemd's manual.
 # undo: rm /etc/systemd/system/ringmill-tune.service
-cat > /etc/systemd/system/ringmill-tune.service <<'END'
+mkdir -p /etc/systemd/system
+cat > /etc/systemd/system/ringmill-tune.service <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 [Unit]
 Description=Host tuning of ringmill
@@ -176,21 +180,23 @@ ExecStart=/bin/sh /etc/ringmill/tune.sh
 
 [Install]
 WantedBy=multi-user.target
-END
+END_OF_FILE
 
 # /etc/systemd/system/multi-user.target.wants/ringmill-tune.service: not there now.
 # Switches that unit on (systemctl enable). Source: systemd's manual.
 # undo: rm /etc/systemd/system/multi-user.target.wants/ringmill-tune.service
+mkdir -p /etc/systemd/system/multi-user.target.wants
 ln -sf /etc/systemd/system/ringmill-tune.service /etc/systemd/system/multi-user.target.wants/ringmill-tune.service
 
 # /etc/udev/rules.d/90-ringmill.rules: not there now.
 # Runs it again when the card appears. Source: systemd's manual.
 # undo: rm /etc/udev/rules.d/90-ringmill.rules
-cat > /etc/udev/rules.d/90-ringmill.rules <<'END'
+mkdir -p /etc/udev/rules.d
+cat > /etc/udev/rules.d/90-ringmill.rules <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 ACTION=="add|move", SUBSYSTEM=="net", KERNEL=="eth0", TAG+="systemd", ENV{SYSTEMD_WANTS}+="ringmill-tune.service"
 ACTION=="add|move", SUBSYSTEM=="net", NAME=="eth0", TAG+="systemd", ENV{SYSTEMD_WANTS}+="ringmill-tune.service"
-END
+END_OF_FILE
 
 # To know:
 # - name the card with --interface: shards then run on its NUMA node, and memory of another node

@@ -16,13 +16,13 @@ sysctl -w net.core.rmem_max=16777216
 # undo: sysctl -w net.core.wmem_max=212992
 sysctl -w net.core.wmem_max=16777216
 
-# class/net/eth0/queues/tx-0/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-0/xps_cpus: no CPU now.
 # Hashing over the transmit queues lets some flows starve others: one CPU for each queue. Source:
 # OB-UDPST handbook (tx-0 mask 1, tx-1 mask 2, tx-2 mask 4, tx-3 mask 8).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-0/xps_cpus
 echo a > /sys/class/net/eth0/queues/tx-0/xps_cpus
 
-# class/net/eth0/queues/tx-1/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-1/xps_cpus: no CPU now.
 # Hashing over the transmit queues lets some flows starve others: one CPU for each queue. Source:
 # OB-UDPST handbook (tx-0 mask 1, tx-1 mask 2, tx-2 mask 4, tx-3 mask 8).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-1/xps_cpus

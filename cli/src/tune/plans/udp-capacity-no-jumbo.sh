@@ -40,13 +40,13 @@ ethtool -G eth0 rx 4096
 # undo: ethtool -G eth0 tx 256
 ethtool -G eth0 tx 4096
 
-# class/net/eth0/queues/tx-0/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-0/xps_cpus: no CPU now.
 # A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
 # one CPU per queue).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-0/xps_cpus
 echo a > /sys/class/net/eth0/queues/tx-0/xps_cpus
 
-# class/net/eth0/queues/tx-1/xps_cpus: it is there now.
+# class/net/eth0/queues/tx-1/xps_cpus: no CPU now.
 # A CPU that always uses the same transmit queue waits for no other. Source: OB-UDPST handbook (XPS,
 # one CPU per queue).
 # undo: echo 0 > /sys/class/net/eth0/queues/tx-1/xps_cpus
@@ -56,11 +56,12 @@ echo 5 > /sys/class/net/eth0/queues/tx-1/xps_cpus
 # A running irqbalance undoes the placement of interrupts. Source: OB-UDPST handbook
 # (IRQBALANCE_BANNED_CPULIST).
 # undo: rm /run/systemd/system/irqbalance.service.d/50-ringmill.conf
-cat > /run/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END'
+mkdir -p /run/systemd/system/irqbalance.service.d
+cat > /run/systemd/system/irqbalance.service.d/50-ringmill.conf <<'END_OF_FILE'
 # Written by `ringmill tune apply --persist`; `ringmill tune revert` removes it.
 [Service]
 Environment=IRQBALANCE_BANNED_CPULIST=1-3
-END
+END_OF_FILE
 
 # devices/system/cpu/cpu0/cpufreq/scaling_governor: powersave now.
 # Pacing at 100 us needs a core that is awake. Source: own research.
