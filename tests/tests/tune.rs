@@ -352,6 +352,21 @@ fn a_run_tunes_and_takes_it_back_when_it_ends() {
     let Some(namespace) = Namespace::or_skip("run") else {
         return;
     };
+    // Before anything is run without --scope: ringmill itself must see that this is not the host.
+    let plan = namespace
+        .tune("plan", "--profile tcp-server")
+        .output()
+        .expect("it can be started");
+    let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
+    let is_of_host = |line: &str| {
+        !line.starts_with('#')
+            && ["fs.", "kernel.", "/sys/module", "/sys/devices"]
+                .iter()
+                .any(|word| line.contains(word))
+    };
+    assert!(plan.contains("net.core.somaxconn=8192"), "{plan}");
+    assert!(!plan.lines().any(is_of_host), "{plan}");
+    let host = host_values();
     let before = namespace.settings();
     let state = namespace.state();
     for number in [libc::SIGINT, libc::SIGTERM] {
@@ -385,6 +400,7 @@ fn a_run_tunes_and_takes_it_back_when_it_ends() {
         assert_eq!(code, 0, "{}", serve.stderr());
         assert_same(&namespace.settings(), &before, &serve.stderr());
         assert!(!state.exists());
+        assert_eq!(host_values(), host, "the host itself");
     }
 }
 

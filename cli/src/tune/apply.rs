@@ -730,6 +730,9 @@ mod tests {
     #[test]
     fn a_namespace_is_tuned_without_touching_the_host() {
         let fake = FakeHost::large();
+        assert!(!fake.host().is_in_a_namespace());
+        fake.remove("proc/sys/net/core/netdev_max_backlog");
+        assert!(fake.host().is_in_a_namespace());
         let mut request = request("lab");
         request.scope = crate::tune::plan::Scope::Network;
         let outcome = applied(&fake, &request);

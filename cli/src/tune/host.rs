@@ -177,12 +177,13 @@ impl Host {
         })
     }
 
-    /// Whether this process is in a network namespace other than that of process 1. Unknown counts
-    /// as no: whoever may not look may not change the host either.
+    /// Whether this process is in a network namespace other than the host's own. Told by a setting of
+    /// the whole host that the kernel shows in no other one: `/proc/1/ns/net`, which one might compare
+    /// instead, may be unreadable even for root. What is not shown counts as "in a namespace", where
+    /// less is changed.
     #[must_use]
     pub fn is_in_a_namespace(&self) -> bool {
-        let of = |process: &str| fs::read_link(self.path(&format!("/proc/{process}/ns/net"))).ok();
-        matches!((of("self"), of("1")), (Some(ours), Some(hosts)) if ours != hosts)
+        !self.root.exists("/proc/sys/net/core/netdev_max_backlog")
     }
 
     /// The network namespace and the boot, so that records of another one are not taken for this one's.

@@ -184,7 +184,6 @@ impl FakeHost {
         );
         fake.set("proc/77/comm", "irqbalance");
         fake.link("proc/self/ns/net", "net:[1]");
-        fake.link("proc/1/ns/net", "net:[1]");
         fs::create_dir_all(fake.path("run/systemd/system")).unwrap();
         fake
     }

@@ -87,7 +87,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
 }
 
 /// Columns of names and of values.
-const NAME_COLUMNS: usize = 32;
+const NAME_COLUMNS: usize = 36;
 const VALUE_COLUMNS: usize = 26;
 
 fn rendered(report: &Report, goal: &Goal, applied: Option<&str>, verbose: bool) -> String {
