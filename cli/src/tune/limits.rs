@@ -267,11 +267,13 @@ impl List<'_> {
         let network = &self.facts.network;
         if let (Some(most), Some(count)) =
             (network.conntrack_max.value, network.conntrack_count.value)
+            // The module alone tracks nothing; where a rule does, whoever is logged in is an entry.
+            && count > 0
         {
             self.connections(
                 "net.netfilter.nf_conntrack_max",
                 most.saturating_sub(count),
-                format!("{most} entries, {count} used; none is used where no rule asks for a connection's state"),
+                format!("{most} entries, {count} used"),
             );
         }
     }

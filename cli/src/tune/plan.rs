@@ -484,6 +484,13 @@ impl<'a> View<'a> {
         let wanted = bypass(&self.request.ports);
         let setting = Setting::Table { name: TABLE.into() };
         let now = self.old_or_now(&setting);
+        let words = |text: &str| text.split_whitespace().collect::<Vec<_>>().join(" ");
+        if now
+            .as_deref()
+            .is_some_and(|now| words(now) == words(&wanted))
+        {
+            return Ok(Outcome::Right("bypassed for these ports".into()));
+        }
         Ok(Outcome::Steps(vec![step(setting, now, wanted)]))
     }
 

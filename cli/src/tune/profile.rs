@@ -323,6 +323,13 @@ pub fn names() -> Vec<&'static str> {
 }
 
 impl Profile {
+    /// Whether it is for datagrams that travel in fragments.
+    #[must_use]
+    pub fn expects_fragments(&self) -> bool {
+        let memory = Target::Sysctl("net.ipv4.ipfrag_high_thresh".into());
+        self.knobs.iter().any(|knob| knob.target == memory)
+    }
+
     /// A profile that comes with ringmill.
     ///
     /// # Errors

@@ -62,7 +62,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
             .map(|rtt| rtt.as_secs_f64())
             .filter(|rtt| *rtt > 0.0),
         direct_descriptors: has_direct_descriptors(),
-        fragments: request.profile.name.contains("fragmented"),
+        fragments: request.profile.expects_fragments(),
     };
     let report = check::check(&host, &request, &usage, &Untouched)
         .map_err(|error| judged(TuneError::Plan(error)))?;

@@ -11,7 +11,7 @@ use clap::Args;
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 use super::{MEMORY_UNKNOWN_BYTES, find_profile, has_direct_descriptors, judged};
-use crate::args::EngineArgs;
+use crate::args::{DriverArg, EngineArgs};
 use crate::endpoint::{Endpoint, Transport};
 use crate::exit::Exit;
 use crate::tune::Host;
@@ -78,6 +78,8 @@ pub struct LoadOnHost {
     sources: u64,
     bits_per_s: Option<f64>,
     interface: Option<String>,
+    /// Whether it may use rings.
+    rings: bool,
 }
 
 impl LoadOnHost {
@@ -90,6 +92,7 @@ impl LoadOnHost {
             sources: 1,
             bits_per_s: None,
             interface: None,
+            rings: true,
         }
     }
 
@@ -97,6 +100,7 @@ impl LoadOnHost {
         Self {
             role: Some(role),
             interface: engine.interface.first().cloned(),
+            rings: engine.driver != DriverArg::Epoll,
             ..Self::nothing()
         }
     }
@@ -199,7 +203,7 @@ fn warning(load: &LoadOnHost, role: Role) -> Option<String> {
         sources: load.sources,
         destinations: 1,
         rtt_s: None,
-        direct_descriptors: has_direct_descriptors(),
+        direct_descriptors: load.rings && has_direct_descriptors(),
         fragments: false,
     };
     check::warning(&Host::this(), &goal, &usage)
