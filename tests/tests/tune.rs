@@ -228,7 +228,7 @@ fn a_namespace_is_tuned_and_restored_exactly() {
         assert!(after != before, "{arguments}");
         let second = json(namespace.apply(arguments));
         assert_eq!(changed(&second), Vec::<&str>::new(), "{arguments}");
-        assert_same(&namespace.settings(), &after, &arguments.to_string());
+        assert_same(&namespace.settings(), &after, arguments);
         let reverted = json(namespace.tune("revert", "--json"));
         assert_eq!(reverted["failed"], serde_json::json!([]), "{arguments}");
         assert_eq!(
@@ -236,7 +236,7 @@ fn a_namespace_is_tuned_and_restored_exactly() {
             changed(&first).len(),
             "{arguments}"
         );
-        assert_same(&namespace.settings(), &before, &arguments.to_string());
+        assert_same(&namespace.settings(), &before, arguments);
         assert!(!namespace.state().exists(), "{arguments}");
         assert_eq!(host_values(), host, "{arguments}: the host itself");
     }
