@@ -46,7 +46,6 @@ Examples:
   ringmill demo                                  server and client on this machine, with a report
   ringmill serve echo tcp://:7000 udp://:7000    serve on every core, for this machine only
   ringmill load echo tcp://:7000 -c 1000         load it from 1000 connections
-  ringmill echo udp://:7000                      talk to it by hand
   ringmill serve chat tcp://:1111                every message to everyone
   ringmill nat :5784 host:5684 --impair loss=1%  a bad network between clients and a server
   ringmill run server.toml --check               check a file of services
