@@ -96,8 +96,8 @@ pub enum Event {
 
 /// A message to a shard.
 pub enum Message {
-    /// A destination was added.
-    Added(Arc<Destination>),
+    /// A destination was added; answered once this shard deals clients to it.
+    Added(Arc<Destination>, Sender<Done>),
     /// A command, and where the answer goes.
     Command(Command, Sender<Done>),
 }
@@ -329,9 +329,7 @@ impl Nat {
         let added = Arc::new(Destination::new(name, address, shards));
         destinations.push(Arc::clone(&added));
         drop(destinations);
-        for shard in 0..shards {
-            self.post(shard, Message::Added(Arc::clone(&added)))?;
-        }
+        self.tell(|_, answer| Message::Added(Arc::clone(&added), answer))?;
         Ok(true)
     }
 
@@ -362,11 +360,18 @@ impl Nat {
     }
 
     fn order(&self, command: impl Fn(usize) -> Command) -> Result<Done, ControlError> {
+        self.tell(|shard, answer| Message::Command(command(shard), answer))
+    }
+
+    /// Sends a message to every shard and waits until all have done it.
+    fn tell(
+        &self,
+        message: impl Fn(usize, Sender<Done>) -> Message,
+    ) -> Result<Done, ControlError> {
         let (sender, receiver) = channel();
         let shards = self.shared.shards.len();
         for shard in 0..shards {
-            let message = Message::Command(command(shard), sender.clone());
-            self.post(shard as u16, message)?;
+            self.post(shard as u16, message(shard, sender.clone()))?;
         }
         drop(sender);
         let mut sum = Done::default();

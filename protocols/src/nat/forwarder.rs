@@ -842,7 +842,11 @@ impl Protocol for Forwarder {
 
     fn message(&mut self, ctx: &mut Context<'_, Message>, _from: ShardId, message: Message) {
         match message {
-            Message::Added(destination) => self.destinations.push(destination),
+            Message::Added(destination, answer) => {
+                self.destinations.push(destination);
+                // Nobody may wait for it any more.
+                let _ = answer.send(Done::default());
+            }
             Message::Command(command, answer) => {
                 self.jobs.push_back(Job {
                     command,
