@@ -37,7 +37,7 @@ use crate::printer::say;
 use crate::signals::EndRequests;
 
 /// How soon events are told and a step of the host's clock is followed.
-const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// Between two `interval` events, and between two looks at what the host loses.
 const EVENT_INTERVAL: Duration = Duration::from_secs(1);
 /// Events that wait to be told; a flood of requests drops what is beyond, and counts it.

@@ -45,6 +45,8 @@ const RECORD_BATCHES_MAX: usize = 1024;
 const RECORD_BATCHES_AT_ONCE: usize = 64;
 /// How often the control thread looks.
 const LOOK_INTERVAL: Duration = Duration::from_millis(20);
+/// The same while there is no test.
+const IDLE_LOOK_INTERVAL: Duration = Duration::from_millis(100);
 /// The first number of a test's connection: console and control socket come before.
 const FIRST_CONNECTION: usize = 2;
 /// The number of the control socket.
@@ -141,7 +143,11 @@ fn serve(
             engine.join()?;
             bail!("a shard has ended");
         }
-        std::thread::park_timeout(LOOK_INTERVAL);
+        std::thread::park_timeout(if running.tests.is_empty() {
+            IDLE_LOOK_INTERVAL
+        } else {
+            LOOK_INTERVAL
+        });
     }
     let status = running.status.value();
     let over = running.over;
