@@ -13,7 +13,7 @@ for peer in echo-tokio echo-monoio echo-compio echo-glommio chat-tokio chat-mono
     $cargo build --release --locked -p "peer-$peer" ||
         echo "peer-$peer does not build here: it will be missing from the results" >&2
 done
-for tool in taskset stdbuf iperf3 sockperf ip tc; do
+for tool in taskset stdbuf iperf3 sockperf ip tc ss setpriv; do
     command -v "$tool" >/dev/null ||
         echo "$tool is not installed: what needs it will be missing from the results" >&2
 done

@@ -80,6 +80,17 @@ fn stat(pid: u32) -> Option<Stat> {
     })
 }
 
+/// The processes that this one has started.
+pub(crate) fn children(parent: u32) -> Vec<u32> {
+    fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| stat(*pid).is_some_and(|stat| stat.parent == parent))
+        .collect()
+}
+
 fn ticks_per_second() -> f64 {
     // SAFETY: sysconf takes no pointer.
     let ticks = unsafe { libc::sysconf(libc::_SC_CLK_TCK) };

@@ -8,12 +8,14 @@
 
 mod drive;
 mod host;
+mod namespace;
 mod process;
 mod report;
 mod rounds;
 mod scenarios;
 mod setup;
 mod stats;
+mod tcp_info;
 
 use std::process::ExitCode;
 

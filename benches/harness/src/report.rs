@@ -264,6 +264,18 @@ fn invocation(setup: &Setup, outcome: &Outcome) -> String {
             let _ = write!(flags, " --{flag} {value}");
         }
     }
+    for (flag, value) in [
+        ("connections", setup.connections),
+        ("open-rate", setup.open_rate),
+        ("rate", setup.rate),
+    ] {
+        if let Some(value) = value {
+            let _ = write!(flags, " --{flag} {value}");
+        }
+    }
+    if let Some(hold) = setup.hold {
+        let _ = write!(flags, " --hold {hold}");
+    }
     for (flag, values) in [("cell", &setup.cell), ("candidate", &setup.candidate)] {
         for value in values {
             let _ = write!(flags, " --{flag} '{value}'");

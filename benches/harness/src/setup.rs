@@ -41,6 +41,28 @@ pub(crate) struct Setup {
     /// The OB-UDPST program to compare the capacity test with; without it, ringmill alone.
     #[arg(long)]
     pub(crate) udpst: Option<PathBuf>,
+    /// The folder with tcpscaler's programs (tcpclient, udpclient, tcpserver) to compare the DNS load
+    /// with; without it, ringmill alone. What lies in its `root/usr/lib` is found as a library.
+    #[arg(long)]
+    pub(crate) tcpscaler: Option<PathBuf>,
+    /// The unbound to put under load; without it, that scenario is left out.
+    #[arg(long)]
+    pub(crate) unbound: Option<PathBuf>,
+    /// Which echo server `dns-load` asks: ringmill's or tcpscaler's.
+    #[arg(long, default_value = "ringmill", value_parser = ["ringmill", "tcpscaler"])]
+    pub(crate) echo_server: String,
+    /// Connections of `million` (1M) and `dns-unbound` (1k), and how many `churn` opens and closes (10M).
+    #[arg(long, value_parser = count)]
+    pub(crate) connections: Option<u64>,
+    /// Seconds for which `million` holds its connections (600).
+    #[arg(long)]
+    pub(crate) hold: Option<f64>,
+    /// Connections opened per second by `million` (max), or closed and opened by `churn` (20k).
+    #[arg(long, value_parser = count)]
+    pub(crate) open_rate: Option<u64>,
+    /// Queries per second of `dns-unbound`.
+    #[arg(long, value_parser = count)]
+    pub(crate) rate: Option<u64>,
     /// Folder for the results; default: `results` of the benches.
     #[arg(long)]
     results: Option<PathBuf>,
@@ -128,8 +150,42 @@ impl Setup {
     }
 }
 
+/// A count such as 5000, 10k or 1M.
+fn count(text: &str) -> Result<u64, String> {
+    let (digits, unit) = match text.char_indices().last() {
+        Some((at, 'k')) => (&text[..at], 1_000),
+        Some((at, 'M')) => (&text[..at], 1_000_000),
+        _ => (text, 1),
+    };
+    let wrong = || format!("{text:?} is no count such as 5000, 10k or 1M");
+    let number: u64 = digits.parse().map_err(|_| wrong())?;
+    number
+        .checked_mul(unit)
+        .filter(|count| *count > 0)
+        .ok_or_else(wrong)
+}
+
 /// A program that was built with this one.
 fn beside(name: &str) -> PathBuf {
     let own = std::env::current_exe().unwrap_or_default();
     own.with_file_name(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn counts() {
+        for (text, expected) in [
+            ("5000", Some(5_000)),
+            ("10k", Some(10_000)),
+            ("1M", Some(1_000_000)),
+            ("0", None),
+            ("k", None),
+            ("1.5k", None),
+        ] {
+            assert_eq!(count(text).ok(), expected, "{text}");
+        }
+    }
 }

@@ -7,7 +7,6 @@
 //! on its socket and never lose anything. It must never judge one program by another path than the other.
 
 use std::collections::BTreeMap;
-use std::process::Command;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail, ensure};
@@ -15,6 +14,7 @@ use serde_json::{Value, json};
 
 use crate::drive::{TimedWindow, start_server};
 use crate::host::Noise;
+use crate::namespace::{Namespace, ip};
 use crate::process::{Line, Running};
 use crate::report::{Cell, Goal, Outcome, column, named};
 use crate::rounds::{Candidate, Run, Series, interleave};
@@ -479,9 +479,6 @@ struct Network {
     client: Namespace,
 }
 
-/// A network namespace, gone when dropped.
-struct Namespace(String);
-
 impl Network {
     fn make(row: &Conditions) -> anyhow::Result<Network> {
         let namespace = |role| Namespace::add(&format!("ringmill-{role}-{}", std::process::id()));
@@ -498,71 +495,24 @@ impl Network {
         for (((end, address), own), link) in ends.into_iter().zip(MIDDLE_IPS).zip(LINKS) {
             ip(&format!(
                 "link add name {link} netns {} type veth peer name uplink netns {}",
-                middle.0, end.0
+                middle.name(),
+                end.name()
             ))?;
             for (namespace, link, address) in [(middle, link, own), (end, "uplink", address)] {
-                let Namespace(name) = namespace;
+                let name = namespace.name();
                 ip(&format!("-n {name} addr add {address}/24 dev {link}"))?;
                 ip(&format!("-n {name} link set {link} mtu {MTU_BYTES} up"))?;
             }
-            ip(&format!("-n {} route add default via {own}", end.0))?;
+            ip(&format!("-n {} route add default via {own}", end.name()))?;
             if matches!(row.path, Path::TokenBucket) {
                 middle.run(&row.token_bucket(link))?;
             }
         }
         let (first, last) = TEST_PORTS;
         // Both servers take the ports of tests from the kernel.
-        let range = format!("net.ipv4.ip_local_port_range={first} {last}");
-        run_command(
-            Command::new("ip")
-                .args(["netns", "exec", &network.server.0, "sysctl", "-qw"])
-                .arg(range),
-        )?;
+        network
+            .server
+            .set("net.ipv4.ip_local_port_range", &format!("{first} {last}"))?;
         Ok(network)
     }
-}
-
-impl Namespace {
-    fn add(name: &str) -> anyhow::Result<Namespace> {
-        ip(&format!("netns add {name}")).context("cannot make a network namespace (as root?)")?;
-        Ok(Namespace(name.into()))
-    }
-
-    fn inside(&self, line: &Line) -> Line {
-        Line::new("ip")
-            .args(&format!("netns exec {}", self.0))
-            .joined(line)
-    }
-
-    fn start(&self, line: &Line, cpu: usize) -> anyhow::Result<Running> {
-        Running::start(&self.inside(line), cpu)
-    }
-
-    fn run(&self, command: &str) -> anyhow::Result<()> {
-        ip(&format!("netns exec {} {command}", self.0))
-    }
-}
-
-impl Drop for Namespace {
-    fn drop(&mut self) {
-        if let Err(error) = ip(&format!("netns delete {}", self.0)) {
-            eprintln!("{error:#}");
-        }
-    }
-}
-
-fn ip(arguments: &str) -> anyhow::Result<()> {
-    run_command(Command::new("ip").args(arguments.split_whitespace()))
-}
-
-fn run_command(command: &mut Command) -> anyhow::Result<()> {
-    let output = command
-        .output()
-        .context("cannot start ip (Debian: apt install iproute2)")?;
-    ensure!(
-        output.status.success(),
-        "{command:?}: {}",
-        String::from_utf8_lossy(&output.stderr).trim()
-    );
-    Ok(())
 }

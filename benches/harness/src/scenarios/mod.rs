@@ -11,9 +11,16 @@ mod capacity_paths;
 mod chat;
 mod chat_run;
 mod chat_slow_readers;
+mod churn;
 mod cross_shard;
+mod dns_load;
+mod dns_programs;
+mod dns_server;
+mod dns_udp;
+mod dns_unbound;
 mod idle_memory;
 mod latency_busy_poll;
+mod million;
 mod multicast;
 mod nat_delay;
 mod nat_entries;
@@ -31,7 +38,7 @@ pub(crate) type Scenario = (
 );
 
 /// Every scenario, in the order of a whole run.
-pub(crate) const ALL: [Scenario; 15] = [
+pub(crate) const ALL: [Scenario; 21] = [
     (
         "tcp-echo",
         "32-byte echo over TCP against four runtimes",
@@ -102,6 +109,36 @@ pub(crate) const ALL: [Scenario; 15] = [
         "verify-soak",
         "every byte checked for a minute at full load",
         verify_soak::run,
+    ),
+    (
+        "dns-load",
+        "open-loop DNS queries over TCP, against tcpscaler's client",
+        dns_load::run,
+    ),
+    (
+        "dns-udp",
+        "DNS queries over UDP, lost answers counted",
+        dns_udp::run,
+    ),
+    (
+        "dns-server",
+        "the echo server under DNS load, against tcpscaler's",
+        dns_server::run,
+    ),
+    (
+        "dns-unbound",
+        "unbound under DNS load, every answer matched",
+        dns_unbound::run,
+    ),
+    (
+        "million",
+        "a million TCP connections with traffic, and how fast they open",
+        million::run,
+    ),
+    (
+        "churn",
+        "ten million TCP connections opened and closed",
+        churn::run,
     ),
 ];
 
