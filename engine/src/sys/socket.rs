@@ -80,7 +80,8 @@ fn listen_unix(path: &Path) -> io::Result<Socket> {
 pub(crate) fn open_stream(connect: &Connect) -> io::Result<OwnedFd> {
     let socket = match &connect.to {
         Address::Ip(to) => {
-            let socket = Socket::new(Domain::for_address(*to), Type::STREAM, Some(Protocol::TCP))?;
+            let kind = Type::STREAM.nonblocking();
+            let socket = Socket::new(Domain::for_address(*to), kind, Some(Protocol::TCP))?;
             socket.set_tcp_nodelay(true)?;
             if let Some(from) = connect.from {
                 if from.port() == 0 {
@@ -93,9 +94,8 @@ pub(crate) fn open_stream(connect: &Connect) -> io::Result<OwnedFd> {
             }
             socket
         }
-        Address::Unix(_) => Socket::new(Domain::UNIX, Type::STREAM, None)?,
+        Address::Unix(_) => Socket::new(Domain::UNIX, Type::STREAM.nonblocking(), None)?,
     };
-    socket.set_nonblocking(true)?;
     Ok(socket.into())
 }
 
