@@ -16,3 +16,4 @@ pub mod interactive;
 pub mod load;
 pub mod multicast;
 pub mod nat;
+pub mod soak;

@@ -7,7 +7,7 @@
 
 mod datagram;
 mod flood;
-mod pattern;
+pub(crate) mod pattern;
 mod schedule;
 pub(crate) mod shared;
 mod stream;

@@ -7,7 +7,7 @@
 use std::sync::OnceLock;
 
 /// After this many bytes the pattern repeats. Prime.
-pub(super) const PERIOD: usize = 65_521;
+pub(crate) const PERIOD: usize = 65_521;
 /// The longest window: the largest message, and the most that is sent in one piece.
 pub(super) const WINDOW_MAX: usize = 1 << 20;
 
@@ -33,14 +33,14 @@ pub(super) fn pattern() -> &'static [u8] {
 }
 
 /// The window of `len` bytes at a stream offset, as long as [`WINDOW_MAX`] allows.
-pub(super) fn window(offset: u64, len: usize) -> &'static [u8] {
+pub(crate) fn window(offset: u64, len: usize) -> &'static [u8] {
     let start = (offset % PERIOD as u64) as usize;
     &pattern()[start..start + len.min(WINDOW_MAX)]
 }
 
 /// Counts the bytes of `data` that differ from the pattern at `offset`.
 #[inline]
-pub(super) fn wrong_bytes(data: &[u8], offset: u64) -> u64 {
+pub(crate) fn wrong_bytes(data: &[u8], offset: u64) -> u64 {
     let mut wrong = 0;
     let mut at = offset;
     for chunk in data.chunks(WINDOW_MAX) {
