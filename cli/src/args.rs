@@ -26,6 +26,17 @@ pub enum DriverArg {
     Epoll,
 }
 
+impl DriverArg {
+    /// As it is typed.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Auto => "auto",
+            Self::Uring => "uring",
+            Self::Epoll => "epoll",
+        }
+    }
+}
+
 impl From<DriverArg> for DriverChoice {
     fn from(driver: DriverArg) -> Self {
         match driver {

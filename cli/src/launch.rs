@@ -18,6 +18,9 @@ use crate::exit::UsageError;
 /// listen on, metrics, logs.
 const FILES_RESERVED: usize = 256;
 
+/// Receive buffers of a shard that shares its CPU with many: 16 of the largest that a driver uses.
+const STREAM_POOL_BYTES_MIN: usize = 1 << 20;
+
 /// Where the shards of an engine run.
 pub struct Placement {
     /// The machine.
@@ -112,6 +115,18 @@ pub fn builder(args: &EngineArgs, limits: Limits, placement: &Placement) -> Buil
         })
 }
 
+/// Bytes of memory for stream receive buffers in each shard. Where several share a CPU, because their
+/// rings hold no more connections, they share what one would have: only one of them runs at a time.
+#[must_use]
+pub fn stream_pool_bytes(placement: &Placement) -> usize {
+    let shards = &placement.plan.shards;
+    let mut cpus: Vec<usize> = shards.iter().map(|shard| shard.cpu).collect();
+    cpus.sort_unstable();
+    cpus.dedup();
+    let per_cpu = shards.len().div_ceil(cpus.len().max(1)).max(1);
+    (Limits::default().stream_pool_bytes / per_cpu).max(STREAM_POOL_BYTES_MIN)
+}
+
 /// The engine's limits from flags and the plan.
 #[must_use]
 pub fn limits(args: &LimitArgs, placement: &Placement) -> Limits {
@@ -125,6 +140,7 @@ pub fn limits(args: &LimitArgs, placement: &Placement) -> Limits {
         shard_queue_messages_max: usize::try_from(args.queue_messages_per_shard)
             .unwrap_or(usize::MAX),
         drain_timeout: args.drain_timeout,
+        stream_pool_bytes: stream_pool_bytes(placement),
         ..Limits::default()
     }
 }

@@ -22,6 +22,7 @@ pub mod multicast;
 pub mod printer;
 pub mod report;
 pub mod server;
+mod server_process;
 pub mod service;
 pub mod signals;
 pub mod tune;

@@ -19,6 +19,7 @@ pub mod multicast;
 pub mod nat;
 pub mod run;
 pub mod serve;
+pub mod soak;
 pub mod topology;
 pub mod tune;
 pub mod udpst;
@@ -46,8 +47,7 @@ Examples:
   ringmill demo                                  server and client on this machine, with a report
   ringmill serve echo tcp://:7000 udp://:7000    serve on every core, for this machine only
   ringmill load echo tcp://:7000 -c 1000         load it from 1000 connections
-  ringmill serve chat tcp://:1111                every message to everyone
-  ringmill nat :5784 host:5684 --impair loss=1%  a bad network between clients and a server
+  ringmill soak --self -c 100k                   hold very many connections, both ends here
   ringmill run server.toml --check               check a file of services
 
 Endpoints: ':7000' is this machine only (127.0.0.1 and ::1), '*:7000' every address, or an address
@@ -67,6 +67,8 @@ pub enum Command {
     Run(run::RunArgs),
     /// Load a server and report what it did.
     Load(load::LoadArgs),
+    /// Hold very many connections for a long time, with traffic that is checked.
+    Soak(soak::SoakArgs),
     /// Measure the capacity of a path as TR-471 says, or be the server for that.
     Capacity(capacity::CapacityArgs),
     /// Forward datagrams through a NAT that balances, loses, delays and rebinds as told.
@@ -107,6 +109,7 @@ pub fn main() -> ExitCode {
         Command::Serve(args) => args.tune.around(args.load_on_host(), || serve::run(&args)),
         Command::Run(args) => args.tune.around(args.load_on_host(), || run::run(&args)),
         Command::Load(args) => args.tune.around(args.load_on_host(), || load::run(&args)),
+        Command::Soak(args) => args.tune.around(args.load_on_host(), || soak::run(&args)),
         Command::Capacity(args) => args
             .tune
             .around(args.load_on_host(), || capacity::run(&args)),

@@ -76,6 +76,7 @@ pub struct LoadOnHost {
     role: Option<Role>,
     connections: u64,
     sources: u64,
+    destinations: u64,
     bits_per_s: Option<f64>,
     interface: Option<String>,
     /// Whether it may use rings.
@@ -90,6 +91,7 @@ impl LoadOnHost {
             role: None,
             connections: 0,
             sources: 1,
+            destinations: 1,
             bits_per_s: None,
             interface: None,
             rings: true,
@@ -132,6 +134,27 @@ impl LoadOnHost {
         Self {
             connections: connections as u64,
             sources: sources.max(1) as u64,
+            ..Self::of(role, engine)
+        }
+    }
+
+    /// Both ends of its connections, or with a server elsewhere the client's.
+    #[must_use]
+    pub fn of_soak(
+        connections: usize,
+        sources: u64,
+        destinations: usize,
+        has_server: bool,
+        engine: &EngineArgs,
+    ) -> Self {
+        let role = match has_server {
+            true => Role::Both,
+            false => Role::Client,
+        };
+        Self {
+            connections: connections as u64,
+            sources: sources.max(1),
+            destinations: destinations.max(1) as u64,
             ..Self::of(role, engine)
         }
     }
@@ -201,7 +224,7 @@ fn warning(load: &LoadOnHost, role: Role) -> Option<String> {
     let usage = Usage {
         role,
         sources: load.sources,
-        destinations: 1,
+        destinations: load.destinations,
         rtt_s: None,
         direct_descriptors: load.rings && has_direct_descriptors(),
         fragments: false,
@@ -330,6 +353,23 @@ mod tests {
             warning(&LoadOnHost::of_server(Some(100), &engine), Role::Server),
             None
         );
+    }
+
+    #[test]
+    fn a_soak_is_warned_of_ports_by_its_sources_and_endpoints() {
+        let engine = EngineArgs::default();
+        // More than one pair of addresses has ports, less than files and memory of any host allow.
+        let of = |sources, destinations| {
+            let load = LoadOnHost::of_soak(66_000, sources, destinations, false, &engine);
+            warning(&load, Role::Client).unwrap_or_default()
+        };
+        assert!(of(1, 1).contains("1 source addresses × 1 destinations"));
+        for (sources, destinations) in [(66, 1), (1, 66), (8, 9)] {
+            let line = of(sources, destinations);
+            assert!(!line.contains("ip_local_port_range"), "{line}");
+        }
+        let both = LoadOnHost::of_soak(1 << 40, 1, 1, true, &engine);
+        assert_eq!(both.role, Some(Role::Both));
     }
 
     #[test]
