@@ -405,6 +405,102 @@ fn a_run_tunes_and_takes_it_back_when_it_ends() {
 }
 
 #[test]
+fn a_soak_tunes_for_its_time_and_its_server_sees_it() {
+    let Some(namespace) = Namespace::or_skip("soak") else {
+        return;
+    };
+    let before = namespace.settings();
+    let state = namespace.state();
+    let mut soak = namespace.ringmill();
+    soak.args(["soak", "--self", "--json", "-c", "50", "--rate", "50"]);
+    soak.args(["--tune", "apply:tcp-client", "--tune-state"])
+        .arg(&state);
+    let mut soak = Running::start(&mut soak, &["--hold", "60s"]);
+    soak.line_where("the hold", |line| line["phase"] == "held");
+    assert!(state.exists(), "{}", soak.stderr());
+    assert_eq!(
+        namespace
+            .shell("sysctl -n net.ipv4.ip_local_port_range")
+            .split_whitespace()
+            .collect::<Vec<_>>(),
+        ["1024", "65535"]
+    );
+    soak.signal(libc::SIGINT);
+    let (code, lines) = soak.wait(PATIENCE);
+    assert_eq!(code, 0, "{}", soak.stderr());
+    assert_eq!(lines.last().expect("a report")["type"], "report");
+    // Once, not by the server too.
+    assert_eq!(soak.stderr().matches("settings changed").count(), 1);
+    assert_same(&namespace.settings(), &before, &soak.stderr());
+    assert!(!state.exists());
+}
+
+#[test]
+fn a_soak_is_warned_of_what_binds_below_its_connections() {
+    let Some(namespace) = Namespace::or_skip("warned") else {
+        return;
+    };
+    namespace.shell("sysctl -w net.ipv4.ip_local_port_range='20000 20999'");
+    for (flags, words) in [
+        (
+            &["-c", "2000"][..],
+            "1000 ports × 1 source addresses × 1 destinations",
+        ),
+        (&["-c", "950"], ""),
+        (&["-c", "2000", "--sources", "127.1.0.1,127.1.0.2"], ""),
+        (&["-c", "2000", "--tune", "off"], ""),
+        // Those are asked for, so it does not matter from which the kernel would choose.
+        (
+            &[
+                "-c",
+                "2000",
+                "--sources",
+                "127.0.0.1",
+                "--source-ports",
+                "1024-65535",
+            ],
+            "",
+        ),
+    ] {
+        let mut soak = namespace.ringmill();
+        // Nobody is there: it ends when its patience does.
+        soak.args(["soak", "--json", "--open-timeout", "1s"]);
+        soak.arg("tcp://127.0.0.1:9");
+        let mut soak = Running::start(&mut soak, flags);
+        let (code, _) = soak.wait(PATIENCE);
+        let stderr = soak.stderr();
+        assert_eq!(code, 1, "{flags:?}: {stderr}");
+        assert_eq!(
+            stderr.contains("warning"),
+            !words.is_empty(),
+            "{flags:?}: {stderr}"
+        );
+        assert!(stderr.contains(words), "{flags:?}: {stderr}");
+    }
+}
+
+#[test]
+fn sources_that_are_missing_can_be_added_as_the_error_says() {
+    let Some(namespace) = Namespace::or_skip("sources") else {
+        return;
+    };
+    let flags = ["--hold", "1s", "--sources", "10.77.0.1", "--rate", "50"];
+    let run = || {
+        let mut soak = namespace.ringmill();
+        soak.args(["soak", "--self", "--json", "-c", "50"]);
+        let mut soak = Running::start(&mut soak, &flags);
+        let (code, _) = soak.wait(PATIENCE);
+        (code, soak.stderr())
+    };
+    let (code, said) = run();
+    assert_eq!(code, 2, "{said}");
+    let command = said.split('`').nth(1).expect("a command");
+    namespace.shell(&command.replace("INTERFACE", "end"));
+    let (code, said) = run();
+    assert_eq!(code, 0, "{command}: {said}");
+}
+
+#[test]
 fn a_check_has_an_exit_code_for_scripts() {
     let report = |arguments: &[&str]| {
         let output = command()
