@@ -364,10 +364,7 @@ impl Nat {
     }
 
     /// Sends a message to every shard and waits until all have done it.
-    fn tell(
-        &self,
-        message: impl Fn(usize, Sender<Done>) -> Message,
-    ) -> Result<Done, ControlError> {
+    fn tell(&self, message: impl Fn(usize, Sender<Done>) -> Message) -> Result<Done, ControlError> {
         let (sender, receiver) = channel();
         let shards = self.shared.shards.len();
         for shard in 0..shards {
