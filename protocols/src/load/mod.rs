@@ -7,7 +7,9 @@
 
 mod datagram;
 mod flood;
+mod instants;
 pub(crate) mod pattern;
+mod plan;
 mod schedule;
 pub(crate) mod shared;
 mod stream;
@@ -18,6 +20,8 @@ use ringmill_engine::{Address, Nanos};
 
 pub use self::datagram::DatagramLoad;
 pub use self::flood::{Flood, FloodConfig};
+pub use self::instants::{Instants, Spacing};
+pub use self::plan::{PLAN_LINES_MAX, PlanError, RatePlan};
 pub use self::shared::{Failure, Phase, Published, Shared, Tally, Unsent};
 pub use self::stream::StreamLoad;
 

@@ -286,7 +286,7 @@ impl Recorder {
     /// What is noted as the time of a send at `now`. Messages of the warm-up stay told apart also
     /// when they leave in the very turn in which counting begins.
     #[inline]
-    pub(super) fn stamp(&self, now: Nanos) -> Nanos {
+    pub(crate) fn stamp(&self, now: Nanos) -> Nanos {
         now.saturating_sub(Nanos::from(!self.measuring))
     }
 
@@ -305,7 +305,7 @@ impl Recorder {
     }
 
     /// Notes messages of the schedule that will never be sent.
-    pub(super) fn unsent(&mut self, cause: Unsent, count: u64) {
+    pub(crate) fn unsent(&mut self, cause: Unsent, count: u64) {
         if self.measuring && count > 0 {
             self.tally.unsent += count;
             *self.tally.unsent_by.entry(cause).or_default() += count;
@@ -314,7 +314,7 @@ impl Recorder {
 
     /// Notes that a message left so much behind its schedule.
     #[inline]
-    pub(super) fn late_by(&mut self, lateness: Nanos) {
+    pub(crate) fn late_by(&mut self, lateness: Nanos) {
         if self.measuring {
             self.tally.lateness_max_ns = self.tally.lateness_max_ns.max(lateness);
         }
