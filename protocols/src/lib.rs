@@ -10,6 +10,7 @@ pub mod capacity;
 pub mod chat;
 pub mod control;
 pub mod discard;
+pub mod dns;
 pub mod echo;
 pub mod guard;
 pub mod interactive;

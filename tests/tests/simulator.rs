@@ -7,6 +7,8 @@
 mod bench;
 #[path = "simulator/chat.rs"]
 mod chat;
+#[path = "simulator/dns.rs"]
+mod dns;
 #[path = "simulator/figures.rs"]
 mod figures;
 #[path = "simulator/guard.rs"]

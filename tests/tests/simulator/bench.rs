@@ -197,7 +197,8 @@ impl Clients {
         }
     }
 
-    fn of<P: Protocol<Message = Command>>(
+    /// Starts clients of any kind: `make` makes the one of a shard.
+    pub(crate) fn of<P: Protocol<Message = Command>>(
         world: &mut World,
         host: &str,
         shards: u16,
