@@ -353,6 +353,15 @@ impl Server {
         Self::serve(command(), "chat", endpoints, flags)
     }
 
+    /// A DNS server with a fixed answer.
+    ///
+    /// # Panics
+    /// When it does not serve.
+    #[must_use]
+    pub fn dns(endpoints: &[&str], flags: &[&str]) -> Self {
+        Self::serve(command(), "dns", endpoints, flags)
+    }
+
     fn serve(mut command: Command, protocol: &str, endpoints: &[&str], flags: &[&str]) -> Self {
         command.args(["serve", protocol, "--json"]).args(endpoints);
         let mut running = Running::start(&mut command, flags);
@@ -480,6 +489,23 @@ impl Load {
     #[must_use]
     pub fn run_as(command: Command, endpoint: &str, flags: &[&str]) -> Self {
         Self::finish(Self::begin_as(command, endpoint, flags))
+    }
+
+    /// Runs `ringmill load dns` the same way.
+    #[must_use]
+    pub fn dns(endpoint: &str, flags: &[&str]) -> Self {
+        Self::finish(Self::begin_dns(endpoint, flags))
+    }
+
+    /// Starts that only.
+    #[must_use]
+    pub fn begin_dns(endpoint: &str, flags: &[&str]) -> Running {
+        let mut command = command();
+        command.args(["load", "dns", endpoint, "--json"]);
+        if !flags.contains(&"--warmup") {
+            command.args(["--warmup", "0"]);
+        }
+        Running::start(&mut command, flags)
     }
 
     /// Starts it only.

@@ -33,6 +33,7 @@ use toml::Spanned;
 use crate::args::{EngineArgs, GuardArgs, LimitArgs};
 use crate::as_text;
 use crate::chat::{ChatArgs, EventsArg, FrameArg, SlowReaderArg};
+use crate::dns::AnswerArgs;
 use crate::endpoint::{Endpoint, Host};
 use crate::multicast::MulticastSettings;
 use crate::service::{Definition, Module};
@@ -115,6 +116,7 @@ struct FileService {
     queue_messages: Option<Spanned<NonZeroU32>>,
     events: Option<Spanned<EventsArg>>,
     multicast: Option<Spanned<MulticastSettings>>,
+    dns: Option<Spanned<AnswerArgs>>,
 }
 
 #[derive(Clone, Copy, Deserialize, Serialize)]
@@ -128,6 +130,7 @@ struct SourceRate(#[serde(with = "as_text::source_rate")] Option<u32>);
 enum ModuleName {
     Echo,
     Multicast,
+    Dns,
     Discard,
     Chat,
 }
@@ -138,6 +141,7 @@ impl fmt::Debug for ModuleName {
         f.write_str(match self {
             Self::Echo => "\"echo\"",
             Self::Multicast => "\"multicast\"",
+            Self::Dns => "\"dns\"",
             Self::Discard => "\"discard\"",
             Self::Chat => "\"chat\"",
         })
@@ -302,20 +306,17 @@ impl Source<'_> {
     fn module(&self, service: &FileService) -> Result<Module, ConfigError> {
         let own = service.module;
         for (key, of, span) in service.module_keys() {
-            if of != own {
+            if !of.contains(&own) {
                 let message = format!("{key:?} is no key of module {own:?}; remove it");
                 return Err(self.error(Some(span), message));
             }
         }
         Ok(match own {
-            ModuleName::Echo => {
-                let default = GuardArgs::default();
-                let rate = service.per_source_rate.as_ref();
-                let rate = rate.and_then(|rate| rate.get_ref().0);
-                Module::Echo(GuardArgs {
-                    per_source_rate: rate.unwrap_or(default.per_source_rate),
-                    limit_loopback: given(&service.limit_loopback, default.limit_loopback),
-                })
+            ModuleName::Echo => Module::Echo(service.guard()),
+            ModuleName::Dns => {
+                let answer = service.dns.as_ref();
+                let answer = answer.map_or_else(AnswerArgs::default, |keys| keys.get_ref().clone());
+                Module::Dns(answer, service.guard())
             }
             ModuleName::Multicast => Module::Multicast(
                 service
@@ -347,32 +348,39 @@ fn given<T: Copy>(key: &Option<Spanned<T>>, default: T) -> T {
 }
 
 impl FileService {
-    /// Keys that are there and belong to one module only: name, module, place.
-    fn module_keys(&self) -> impl Iterator<Item = (&'static str, ModuleName, Range<usize>)> {
+    fn guard(&self) -> GuardArgs {
+        let default = GuardArgs::default();
+        let rate = self.per_source_rate.as_ref();
+        let rate = rate.and_then(|rate| rate.get_ref().0);
+        GuardArgs {
+            per_source_rate: rate.unwrap_or(default.per_source_rate),
+            limit_loopback: given(&self.limit_loopback, default.limit_loopback),
+        }
+    }
+
+    /// Keys that are there and belong to some modules only: name, modules, place.
+    fn module_keys(
+        &self,
+    ) -> impl Iterator<Item = (&'static str, &'static [ModuleName], Range<usize>)> {
+        const ANSWERING: &[ModuleName] = &[ModuleName::Echo, ModuleName::Dns];
+        const CHAT: &[ModuleName] = &[ModuleName::Chat];
         fn span<T>(key: &Option<Spanned<T>>) -> Option<Range<usize>> {
             key.as_ref().map(Spanned::span)
         }
         let keys = [
+            ("per_source_rate", ANSWERING, span(&self.per_source_rate)),
+            ("limit_loopback", ANSWERING, span(&self.limit_loopback)),
             (
-                "per_source_rate",
-                ModuleName::Echo,
-                span(&self.per_source_rate),
+                "multicast",
+                &[ModuleName::Multicast][..],
+                span(&self.multicast),
             ),
-            (
-                "limit_loopback",
-                ModuleName::Echo,
-                span(&self.limit_loopback),
-            ),
-            ("multicast", ModuleName::Multicast, span(&self.multicast)),
-            ("frame", ModuleName::Chat, span(&self.frame)),
-            ("line_max", ModuleName::Chat, span(&self.line_max)),
-            ("slow_reader", ModuleName::Chat, span(&self.slow_reader)),
-            (
-                "queue_messages",
-                ModuleName::Chat,
-                span(&self.queue_messages),
-            ),
-            ("events", ModuleName::Chat, span(&self.events)),
+            ("dns", &[ModuleName::Dns][..], span(&self.dns)),
+            ("frame", CHAT, span(&self.frame)),
+            ("line_max", CHAT, span(&self.line_max)),
+            ("slow_reader", CHAT, span(&self.slow_reader)),
+            ("queue_messages", CHAT, span(&self.queue_messages)),
+            ("events", CHAT, span(&self.events)),
         ];
         keys.into_iter()
             .filter_map(|(name, of, span)| Some((name, of, span?)))
@@ -432,6 +440,7 @@ struct PrintedService<'a> {
     #[serde(skip_serializing_if = "Option::is_none")]
     events: Option<EventsArg>,
     multicast: Option<&'a MulticastSettings>,
+    dns: Option<&'a AnswerArgs>,
 }
 
 /// The file as it is printed.
@@ -454,7 +463,7 @@ impl Configuration {
     pub fn to_toml(&self) -> String {
         let service = self.services.iter().map(|service| {
             let (guard, chat) = match &service.module {
-                Module::Echo(guard) => (Some(guard), None),
+                Module::Echo(guard) | Module::Dns(_, guard) => (Some(guard), None),
                 Module::Multicast(_) | Module::Discard => (None, None),
                 Module::Chat(chat) => (None, Some(chat)),
             };
@@ -471,6 +480,10 @@ impl Configuration {
                 events: chat.map(|chat| chat.events),
                 multicast: match &service.module {
                     Module::Multicast(settings) => Some(settings),
+                    _ => None,
+                },
+                dns: match &service.module {
+                    Module::Dns(answer, _) => Some(answer),
                     _ => None,
                 },
             }
@@ -532,6 +545,13 @@ module = "discard"
 endpoints = ["tcp://[::1]:9"]
 
 [[service]]
+name = "names"
+module = "dns"
+endpoints = ["tcp://:5353", "udp://:5353"]
+per_source_rate = 5
+dns = { answer = ["192.0.2.9"], ttl = 5 }
+
+[[service]]
 name = "talk"
 module = "chat"
 endpoints = ["tcp://:1111"]
@@ -581,7 +601,16 @@ events = "json"
             queue_messages: 100,
             events: EventsArg::Json,
         };
-        assert_eq!(read.services[3].module, Module::Chat(chat));
+        assert_eq!(read.services[4].module, Module::Chat(chat));
+        let answer = AnswerArgs {
+            answer: vec!["192.0.2.9".parse().unwrap()],
+            ttl: 5,
+        };
+        let guard = GuardArgs {
+            per_source_rate: 5,
+            limit_loopback: false,
+        };
+        assert_eq!(read.services[3].module, Module::Dns(answer, guard));
     }
 
     #[test]
@@ -636,7 +665,7 @@ events = "json"
             (
                 service("a", "ecko", "\"tcp://:1\""),
                 "f:3:10: ",
-                "expected one of `echo`, `multicast`, `discard`, `chat`",
+                "expected one of `echo`, `multicast`, `dns`, `discard`, `chat`",
             ),
             (service("a", "echo", ""), "f:4:13: ", "add one such as"),
             (service("a", "echo", "\"7000\""), "f:4:13: ", "tcp://"),
@@ -688,6 +717,11 @@ events = "json"
                 service("c", "chat", "\"udp://:9\""),
                 "f:4:14: ",
                 "a chat needs streams",
+            ),
+            (
+                format!("{echo}dns = {{ ttl = 5 }}\n"),
+                "f:5:7: ",
+                "is no key of module \"echo\"; remove it",
             ),
             (
                 format!("{echo}multicast = {{ rate = 5 }}\n"),

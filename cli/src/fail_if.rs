@@ -299,12 +299,13 @@ const METRICS: &[Metric<Report>] = &[
         words: "the loss of datagrams",
         unit: Unit::Ratio,
         measure: |report| {
-            report
-                .datagrams
-                .as_ref()
+            let datagrams = report.datagrams.as_ref();
+            let dns = report.dns.as_ref();
+            datagrams
                 .and_then(|datagrams| datagrams.loss_ratio)
+                .or_else(|| dns.and_then(|dns| dns.loss_ratio))
         },
-        missing: "loss is known for UDP only, and only when something was sent",
+        missing: "loss is known for UDP and DNS only, and only when something was sent",
     },
     Metric {
         name: "errors",
@@ -490,7 +491,7 @@ mod tests {
                 testing::silent(),
                 "no message was answered",
             ),
-            ("loss>0.1%", testing::tcp(), "UDP only"),
+            ("loss>0.1%", testing::tcp(), "UDP and DNS only"),
             ("wrong>0", testing::udp(), "not compared"),
         ] {
             let verdict = check(condition, &report);

@@ -6,6 +6,7 @@
 
 pub mod capacity;
 pub mod connection;
+pub mod dns;
 
 use std::ffi::OsString;
 use std::fmt::{Debug, Display};
@@ -40,11 +41,13 @@ pub const TARGETS: &[(&str, Target)] = &[
     ("capacity_setup", capacity::setup),
     ("capacity_status", capacity::status),
     ("config", configuration),
+    ("dns", dns::dns),
     ("endpoint", endpoint),
     ("fail_if", fail_if),
     ("flags", flags),
     ("hlog", histogram_log),
     ("impairment", impairment),
+    ("rate_plan", dns::rate_plan),
     ("scenario", scenario),
     ("units", numbers),
 ];

@@ -9,6 +9,7 @@ pub mod chat;
 pub mod commands;
 pub mod config;
 pub mod console;
+pub mod dns;
 pub mod doctor;
 pub mod endpoint;
 pub mod exit;

@@ -8,12 +8,14 @@ use anyhow::Result;
 use ringmill_engine::{Address, BoundAddress, Builder, Protocol, Service};
 use ringmill_protocols::chat::Transport as ChatTransport;
 use ringmill_protocols::discard::Discard;
+use ringmill_protocols::dns::FixedAnswer;
 use ringmill_protocols::echo::Echo;
 use ringmill_protocols::guard::{Guards, OwnPorts};
 use ringmill_protocols::multicast::{Sender, SenderConfig, Senders};
 
 use crate::args::GuardArgs;
 use crate::chat::{ChatArgs, RunningChat};
+use crate::dns::AnswerArgs;
 use crate::endpoint::{Endpoint, Scheme, Transport};
 use crate::launch;
 use crate::multicast::{self, MulticastSettings};
@@ -25,6 +27,8 @@ pub enum Module {
     Echo(GuardArgs),
     /// Sends numbered messages to every session and to groups.
     Multicast(MulticastSettings),
+    /// Gives every question for an address the same answer.
+    Dns(AnswerArgs, GuardArgs),
     /// Takes everything and answers nothing.
     Discard,
     /// Sends every message to every session.
@@ -38,6 +42,7 @@ impl Module {
         match self {
             Self::Echo(_) => "echo",
             Self::Multicast(_) => "multicast",
+            Self::Dns(..) => "dns",
             Self::Discard => "discard",
             Self::Chat(_) => "chat",
         }
@@ -67,7 +72,7 @@ impl fmt::Display for Module {
 /// What a service counts beside the engine's counters, as the control thread holds it.
 #[derive(Default)]
 pub struct Counts {
-    /// Of echo: which datagrams were not answered, and why.
+    /// Of echo and DNS: which datagrams were not answered, and why.
     pub guards: Option<Arc<Guards>>,
     /// The chat that it is.
     pub chat: Option<RunningChat>,
@@ -192,6 +197,20 @@ impl Definition {
                     ..Counts::default()
                 };
                 Ok((builder.service(service), counts))
+            }
+            Module::Dns(answer, guard) => {
+                let guards = Guards::new((*guard).into(), Arc::clone(own_ports), shards);
+                let guards = Arc::new(guards);
+                let for_shards = Arc::clone(&guards);
+                let template = answer.template();
+                let service = Service::new(self.name.clone(), move |shard| {
+                    FixedAnswer::new(template.clone(), for_shards.guard(shard))
+                });
+                let counts = Counts {
+                    guards: Some(guards),
+                    ..Counts::default()
+                };
+                Ok((builder.service(places.open(service)?), counts))
             }
             Module::Discard => {
                 let service = Service::new(self.name.clone(), |_| Discard);

@@ -20,6 +20,7 @@ pub mod nat;
 pub mod run;
 pub mod serve;
 pub mod soak;
+pub mod tcpscaler;
 pub mod topology;
 pub mod tune;
 pub mod udpst;
@@ -77,6 +78,16 @@ pub enum Command {
     CfNat(nat::cf::CfNatArgs),
     /// The capacity test with the command line of OB-UDPST.
     Udpst(udpst::UdpstArgs),
+    // `ringmill load dns --help` names these three: the first page has no room for them.
+    /// DNS queries over TCP with the command line of tcpscaler's tcpclient.
+    #[command(hide = true)]
+    Tcpclient(tcpscaler::TcpscalerArgs),
+    /// DNS queries over UDP with the command line of tcpscaler's udpclient.
+    #[command(hide = true)]
+    Udpclient(tcpscaler::TcpscalerArgs),
+    /// A TCP echo server with the command line of tcpscaler's tcpserver.
+    #[command(hide = true)]
+    Tcpserver(tcpscaler::TcpscalerArgs),
     /// Talk to a server by hand: typed lines go out, answers are printed.
     Echo(echo::EchoArgs),
     /// Take part in a chat: typed lines go to everyone, what everyone says is printed.
@@ -101,6 +112,9 @@ pub fn main() -> ExitCode {
     if let Some(exit) = udpst::run_if_named(std::env::args_os()) {
         return exit;
     }
+    if let Some(exit) = tcpscaler::run_if_named(std::env::args_os()) {
+        return exit;
+    }
     let cli = Cli::parse();
     let result = match cli.command {
         Command::Demo(args) => demo::run(&args),
@@ -121,6 +135,9 @@ pub fn main() -> ExitCode {
         Command::Udpst(args) => {
             return udpst::run("ringmill udpst", args.arguments.into_iter()).into();
         }
+        Command::Tcpclient(args) => return by_name(tcpscaler::Program::TcpClient, args),
+        Command::Udpclient(args) => return by_name(tcpscaler::Program::UdpClient, args),
+        Command::Tcpserver(args) => return by_name(tcpscaler::Program::TcpServer, args),
         Command::Topology(args) => topology::run(&args),
         Command::Tune(args) => tune::run(&args),
         Command::Doctor(args) => return doctor(&args),
@@ -133,6 +150,11 @@ pub fn main() -> ExitCode {
             exit::of(&error).into()
         }
     }
+}
+
+fn by_name(program: tcpscaler::Program, args: tcpscaler::TcpscalerArgs) -> ExitCode {
+    let called = format!("ringmill {}", program.name());
+    tcpscaler::run(program, &called, args.arguments.into_iter())
 }
 
 /// Flags of `ringmill doctor`.

@@ -68,9 +68,9 @@ The file, with everything but the services optional:
   idle_timeout = \"5min\"
   [[service]]                # as many as you like
   name = \"front\"             # labels its counters
-  module = \"echo\"            # or \"multicast\", \"discard\", \"chat\"
+  module = \"echo\"            # or \"multicast\", \"dns\", \"discard\", \"chat\"
   endpoints = [\"tcp://:7000\", \"udp://:7000\"]
-  per_source_rate = 10000    # module echo: datagrams per second and source
+  per_source_rate = 10000    # modules echo, dns: datagrams per second and source
   [[service]]
   name = \"talk\"
   module = \"chat\"
@@ -81,7 +81,12 @@ The file, with everything but the services optional:
   name = \"feed\"
   module = \"multicast\"
   endpoints = [\"tcp://:3334\", \"udp://239.255.0.1:3334\"]
-  multicast = { rate = \"10k\", size = 64, interface = \"eth0\" }  # its flags";
+  multicast = { rate = \"10k\", size = 64, interface = \"eth0\" }  # its flags
+  [[service]]
+  name = \"names\"
+  module = \"dns\"
+  endpoints = [\"tcp://:5353\", \"udp://:5353\"]
+  dns = { answer = [\"192.0.2.1\"], ttl = 60 }  # its flags";
 
 /// Runs the services of a file.
 ///
@@ -150,6 +155,6 @@ mod tests {
         let (_, file) = FILE_HELP.split_once("\n\n").unwrap();
         let read = config::parse(file, "help").unwrap();
         assert_eq!(read.engine.interface.len(), 2);
-        assert_eq!(read.services.len(), 3);
+        assert_eq!(read.services.len(), 4);
     }
 }

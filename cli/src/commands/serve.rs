@@ -9,6 +9,7 @@ use crate::args::{EngineArgs, GuardArgs, LimitArgs, parse_loopback_address};
 use crate::chat::ChatArgs;
 use crate::commands::tune::{LoadOnHost, TuneFlag};
 use crate::config::Configuration;
+use crate::dns::AnswerArgs;
 use crate::endpoint::Endpoint;
 use crate::exit::{Exit, UsageError};
 use crate::multicast::{MulticastSettings, take_interface_for};
@@ -32,6 +33,7 @@ impl ServeArgs {
     pub(super) fn load_on_host(&self) -> LoadOnHost {
         let (ServeProtocol::Echo { server, .. }
         | ServeProtocol::Multicast { server, .. }
+        | ServeProtocol::Dns { server, .. }
         | ServeProtocol::Discard(server)
         | ServeProtocol::Chat { server, .. }) = &self.protocol;
         LoadOnHost::of_server(server.limits.max_connections, &server.engine)
@@ -63,6 +65,21 @@ pub enum ServeProtocol {
         #[command(flatten)]
         server: ServerArgs,
     },
+    /// Give every question for an address the same answer: to measure clients and networks.
+    #[command(after_help = DNS_EXAMPLES)]
+    Dns {
+        /// What everybody gets.
+        #[command(flatten)]
+        answer: AnswerArgs,
+
+        /// Which datagrams are answered.
+        #[command(flatten)]
+        guard: GuardArgs,
+
+        /// Those of every server.
+        #[command(flatten)]
+        server: ServerArgs,
+    },
     /// Take everything and answer nothing.
     Discard(ServerArgs),
     /// Send every message to everyone: all sessions on all shards, the sender too.
@@ -86,6 +103,14 @@ Examples:
   ringmill serve chat tcp://:1111 unix:/tmp/chat.sock
   ringmill serve chat 'tcp://*:1111' --frame line --slow-reader disconnect --events json
   ringmill chat tcp://:1111                      take part";
+
+const DNS_EXAMPLES: &str = "\
+What is no query gets no answer: silence over UDP, a close over TCP. See docs/dns.md.
+
+Examples:
+  ringmill serve dns udp://:5353 tcp://:5353      this machine only
+  ringmill serve dns 'udp://*:53' --answer 10.0.0.1,2001:db8::7 --ttl 5
+  ringmill load dns udp://:5353 --rate 100k -c 5";
 
 const ECHO_EXAMPLES: &str = "\
 Examples:
@@ -144,6 +169,11 @@ pub fn run(args: &ServeArgs) -> Result<Exit> {
         ServeProtocol::Multicast { settings, server } => {
             (Module::Multicast(settings.clone()), server)
         }
+        ServeProtocol::Dns {
+            answer,
+            guard,
+            server,
+        } => (Module::Dns(answer.clone(), *guard), server),
         ServeProtocol::Discard(server) => (Module::Discard, server),
         ServeProtocol::Chat { chat, server } => (Module::Chat(*chat), server),
     };

@@ -113,7 +113,13 @@ mod tests {
 
     /// Dotted paths of all fields. Maps with keys of the user's choice count as one field.
     fn paths(value: &Value, prefix: &str, into: &mut BTreeSet<String>) {
-        const FREE_MAPS: [&str; 3] = ["settings", "errors", "connections.closed"];
+        const FREE_MAPS: [&str; 5] = [
+            "settings",
+            "errors",
+            "connections.closed",
+            "dns.unsent_causes",
+            "dns.response_codes",
+        ];
         match value {
             Value::Object(map) if !FREE_MAPS.contains(&prefix) => {
                 for (key, value) in map {
@@ -184,6 +190,15 @@ mod tests {
         };
         assert_eq!(fields(&all[0]), documented("Interval"));
         assert_eq!(fields(&all[1]), documented("Report"));
+
+        let dns = &lines(&Report {
+            dns: Some(crate::report::Dns::default()),
+            intervals: Vec::new(),
+            ..testing::tcp()
+        })[0];
+        let of_dns = fields(dns).into_iter();
+        let of_dns: BTreeSet<_> = of_dns.filter(|name| name.starts_with("dns.")).collect();
+        assert_eq!(of_dns, documented("DNS"));
 
         let keys = |value: &Value| -> BTreeSet<String> {
             value.as_object().unwrap().keys().cloned().collect()

@@ -5,6 +5,7 @@
 //! shown as such, never as zero. Every field and its unit is in `docs/report.md`; the names
 //! here are the names there.
 
+mod dns;
 pub mod environment;
 pub mod hlog;
 pub mod human;
@@ -19,6 +20,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 use serde::Serialize;
 
+pub use dns::Dns;
 pub use environment::Environment;
 
 /// Version of the JSON layout. It changes when a field is renamed, removed or means something
@@ -69,6 +71,9 @@ pub struct Report {
     pub wrong_bytes: Option<u64>,
     /// Fate of the datagrams; `None` on streams, which lose nothing or fail.
     pub datagrams: Option<Datagrams>,
+    /// What a DNS run reports beside; left out of others.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub dns: Option<Dns>,
     /// Time from the instant at which a message was *meant* to leave to its answer; waiting
     /// behind a slow server counts. `None` when no message was answered.
     pub response_time: Option<Latency>,

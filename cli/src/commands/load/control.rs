@@ -25,7 +25,8 @@ use crate::signals::EndRequests;
 
 use super::RunArgs;
 use super::classic::Classic;
-use super::figures::{Sample, unsent_words};
+use super::dns::DnsRun;
+use super::figures::Sample;
 use super::progress::Progress;
 
 /// Between the command to begin and the first message: every shard hears of it in time.
@@ -33,6 +34,8 @@ const HEAD_START: Duration = Duration::from_millis(50);
 /// A shard that does not end so long after the last answer may come is stuck: the run is reported
 /// as failed.
 const END_PATIENCE: Duration = Duration::from_secs(10);
+/// Intervals of which the report tells the extremes: those of a day.
+const INTERVALS_MAX: usize = 86_400;
 /// How long a shard may take to say what it has after it was told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
 
@@ -56,6 +59,10 @@ pub(super) struct Run<'a> {
     pub(super) connections: u64,
     pub(super) messages: Option<u64>,
     pub(super) classic: Option<Classic>,
+    /// What it has beside, if it is one of DNS.
+    pub(super) dns: Option<DnsRun>,
+    /// Standard output has something else to carry.
+    pub(super) report_on_stderr: bool,
 }
 
 /// What the shards show while they run: a place for each shard of a placement.
@@ -91,6 +98,10 @@ impl Run<'_> {
         }
         if !self.connect(&signals, &progress)? {
             return self.interrupted(&signals);
+        }
+        let opened = self.read().tally.opened;
+        if let Some(dns) = &mut self.dns {
+            dns.opened(opened);
         }
         let server = crate::report::server::Server::find(self.endpoint, self.args.server_stats);
 
@@ -139,7 +150,9 @@ impl Run<'_> {
             if self.args.json {
                 lines.interval(&interval)?;
             }
-            intervals.push(interval);
+            if intervals.len() < INTERVALS_MAX {
+                intervals.push(interval);
+            }
             (last, last_at) = (now, now_at);
             if done || last_at >= measure_end || signals.count() > 0 {
                 break;
@@ -157,6 +170,7 @@ impl Run<'_> {
         let published = self.read();
         self.engine.stop_now();
         let ended = self.engine.join();
+        let recorded = self.dns.as_mut().map_or(Ok(()), DnsRun::finish_recording);
         if let Some(mut log) = log {
             // Answers that came after the end: a server that stalled then is seen by them only.
             log_interval(
@@ -173,7 +187,7 @@ impl Run<'_> {
             until if until > measure_begin => until - measure_begin,
             _ => after.at - before.at,
         };
-        for words in unsent_words(&published.tally, |_| true) {
+        for words in self.unsent_words(&published.tally, |_| true) {
             eprintln!("ringmill: {words}");
         }
         if published.tally.interrupted > 0 {
@@ -185,6 +199,8 @@ impl Run<'_> {
         let report = self.report(&published, intervals, measured, &before, &after);
         if self.args.json {
             lines.report(&report)?;
+        } else if self.report_on_stderr {
+            eprint!("{}", human::render(&report));
         } else {
             print!("{}", human::render(&report));
         }
@@ -198,6 +214,8 @@ impl Run<'_> {
         }
         std::io::stdout().flush()?;
         ended?;
+        // A full disk does not cost the figures of the run.
+        recorded?;
         if stuck && signals.count() < 2 {
             bail!("a shard of the client did not end in time");
         }
@@ -281,9 +299,13 @@ impl Run<'_> {
     }
 
     fn interrupted(mut self, signals: &EndRequests) -> Result<Exit> {
+        let opened = self.read().tally.opened;
         self.engine.stop_now();
         self.engine.join()?;
-        eprintln!("ringmill: interrupted before the run began");
+        eprintln!(
+            "ringmill: interrupted before the run began: {opened} of {} connections were open",
+            self.connections
+        );
         Ok(if signals.count() > 1 {
             Exit::Interrupted
         } else {

@@ -225,6 +225,8 @@ pub(super) fn run(args: &EchoArgs) -> Result<Exit> {
             messages: Some(args.messages.unwrap_or(depth as u64)),
             size: Some(args.size),
         }),
+        dns: None,
+        report_on_stderr: false,
     };
     run.go()
 }

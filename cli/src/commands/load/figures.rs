@@ -65,7 +65,7 @@ impl Run<'_> {
             connections: a.opened.saturating_sub(a.closed_early),
             errors: now.failures.values().sum::<u64>() - before.failures.values().sum::<u64>(),
             // A number that was missing may come late, and is then not lost any more.
-            lost: self.datagrams.then(|| a.lost.saturating_sub(b.lost)),
+            lost: (self.datagrams || self.dns.is_some()).then(|| a.lost.saturating_sub(b.lost)),
             wrong_bytes: self.verify.then(|| a.wrong_bytes - b.wrong_bytes),
             response_time: difference(&now.response, &before.response),
             service_time: difference(&now.service, &before.service),
@@ -137,11 +137,12 @@ impl Run<'_> {
         settings.insert("shards".into(), json!(shards));
         settings.insert("cpus".into(), json!(cpus));
         settings.insert("driver".into(), json!(self.engine.driver()));
-        if tally.unsent > 0 || tally.lateness_max_ns > 0 {
+        // Of DNS it is told in a part of its own.
+        if self.dns.is_none() && (tally.unsent > 0 || tally.lateness_max_ns > 0) {
             settings.insert("lateness_max_ns".into(), json!(tally.lateness_max_ns));
             settings.insert("unsent".into(), json!(tally.unsent));
         }
-        if tally.unsent > 0 {
+        if self.dns.is_none() && tally.unsent > 0 {
             let causes = tally.unsent_by.iter();
             let causes: BTreeMap<_, _> = causes
                 .map(|(cause, count)| (cause.words(), count))
@@ -156,7 +157,7 @@ impl Run<'_> {
         for ((kind, words), count) in &published.failures {
             *errors.entry(format!("{kind}: {words}")).or_default() += count;
         }
-        if !self.datagrams && tally.lost > 0 {
+        if !self.datagrams && self.dns.is_none() && tally.lost > 0 {
             errors.insert("messages without an answer".into(), tally.lost);
         }
         if tally.unknown > 0 {
@@ -168,7 +169,7 @@ impl Run<'_> {
         }
         let share = client_cpu.share_percent.unwrap_or(0.0);
         let server_busy = server.as_ref().map_or(0.0, |server| server.cpus_busy);
-        let by_client: Vec<_> = unsent_words(tally, Unsent::is_of_client);
+        let by_client = self.unsent_words(tally, |cause| self.is_of_client(cause));
         let client_limited = if !by_client.is_empty() {
             Some(by_client.join(", "))
         } else if share >= BUSY_PERCENT && server_busy < cpus.len() as f64 * 0.9 {
@@ -191,7 +192,7 @@ impl Run<'_> {
             }
             .with_loss_ratio()
         });
-        Report {
+        let mut report = Report {
             command: std::env::args().collect(),
             workload: self.workload.into(),
             endpoint: self.endpoint.to_string(),
@@ -224,19 +225,44 @@ impl Run<'_> {
             intervals,
             ..Report::new()
         }
-        .with_rates()
+        .with_rates();
+        report.dns = self.dns.as_ref().map(|dns| {
+            let words = |cause| self.cause_words(cause);
+            dns.report(published, &report, words)
+        });
+        report
     }
-}
 
-/// One sentence for each of the wanted causes for which messages were not sent.
-pub(super) fn unsent_words(tally: &Tally, wanted: impl Fn(Unsent) -> bool) -> Vec<String> {
-    let of_cause = tally.unsent_by.iter().filter(|(cause, _)| wanted(**cause));
-    of_cause
-        .map(|(cause, count)| {
-            format!(
-                "{count} messages of the schedule were not sent: {}",
-                cause.words()
-            )
-        })
-        .collect()
+    /// What a cause is here, for people.
+    pub(super) fn cause_words(&self, cause: Unsent) -> &'static str {
+        match cause {
+            Unsent::NoRoom if self.dns.is_some() => {
+                "too many queries were in flight on their connection"
+            }
+            _ => cause.words(),
+        }
+    }
+
+    /// Whether it is the client that was too slow, whatever the server did.
+    fn is_of_client(&self, cause: Unsent) -> bool {
+        // A stream's queue is full because its peer does not read: with a closed loop that cannot
+        // be, and an open one goes on.
+        let full_stream = self.dns.is_some() && !self.datagrams && cause == Unsent::QueueFull;
+        cause.is_of_client() && !full_stream
+    }
+
+    /// One sentence for each of the wanted causes for which messages were not sent.
+    pub(super) fn unsent_words(
+        &self,
+        tally: &Tally,
+        wanted: impl Fn(Unsent) -> bool,
+    ) -> Vec<String> {
+        let of_cause = tally.unsent_by.iter().filter(|(cause, _)| wanted(**cause));
+        of_cause
+            .map(|(cause, count)| {
+                let words = self.cause_words(*cause);
+                format!("{count} messages of the schedule were not sent: {words}")
+            })
+            .collect()
+    }
 }

@@ -117,6 +117,8 @@ pub(super) fn run(args: &FloodArgs) -> Result<Exit> {
         connections: (args.flows * shards) as u64,
         messages: None,
         classic: None,
+        dns: None,
+        report_on_stderr: false,
     };
     run.go()
 }

@@ -2,12 +2,16 @@
 
 mod classic;
 mod control;
+mod dns;
 mod echo;
 mod figures;
 mod flood;
 mod multicast;
 mod progress;
+mod recording;
 
+pub use self::dns::{ArrivalsArg, DnsArgs};
+pub(crate) use self::dns::{Job as DnsJob, load as load_dns, parse_names, plan_on_stdin};
 pub use self::echo::{ClassicLabels, EchoArgs};
 pub use self::flood::FloodArgs;
 pub use self::multicast::MulticastArgs;
@@ -45,6 +49,12 @@ impl LoadArgs {
                 args.sources.len(),
                 &args.engine,
             ),
+            Workload::Dns(args) => of(
+                &args.endpoint,
+                args.connections,
+                args.sources.len(),
+                &args.engine,
+            ),
             Workload::Flood(args) => of(&args.endpoint, 1, 0, &args.engine),
             Workload::Multicast(args) => of(&args.endpoint, args.connections, 0, &args.engine),
         }
@@ -56,6 +66,8 @@ impl LoadArgs {
 pub enum Workload {
     /// Send messages to an echo server and expect them back.
     Echo(EchoArgs),
+    /// Send DNS queries at a rate, over any number of connections, and match the answers.
+    Dns(DnsArgs),
     /// Send datagrams one way, as fast as the host can or at a set rate.
     Flood(FloodArgs),
     /// Receive what a multicast server sends, over streams or from a group, and count by number.
@@ -63,11 +75,11 @@ pub enum Workload {
 }
 
 /// Flags of every load run.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Args)]
 #[command(next_help_heading = "Run")]
 pub struct RunArgs {
     /// Length of the measured part.
-    #[arg(long, short = 'd', value_name = "TIME", value_parser = units::parse_duration, default_value = "10s")]
+    #[arg(long, short = 'd', visible_short_alias = 't', value_name = "TIME", value_parser = units::parse_duration, default_value = "10s")]
     pub duration: Duration,
 
     /// Run this long before measuring.
@@ -98,6 +110,7 @@ pub struct RunArgs {
 pub fn run(args: &LoadArgs) -> Result<Exit> {
     match &args.workload {
         Workload::Echo(args) => echo::run(args),
+        Workload::Dns(args) => dns::run(args),
         Workload::Flood(args) => flood::run(args),
         Workload::Multicast(args) => multicast::run(args),
     }

@@ -111,6 +111,8 @@ pub(super) fn run(args: &MulticastArgs) -> Result<Exit> {
             messages: None,
             size: None,
         }),
+        dns: None,
+        report_on_stderr: false,
     };
     run.go()
 }

@@ -54,7 +54,7 @@ impl Progress {
                 )
             });
         let lost = match interval.lost {
-            Some(lost) if datagrams => format!(", {lost} lost"),
+            Some(lost) if datagrams || lost > 0 => format!(", {lost} lost"),
             _ => String::new(),
         };
         bar.println(format!(
