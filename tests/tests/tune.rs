@@ -243,6 +243,70 @@ fn a_namespace_is_tuned_and_restored_exactly() {
 }
 
 #[test]
+fn source_addresses_are_added_and_only_those_removed() {
+    let Some(namespace) = Namespace::or_skip("sources") else {
+        return;
+    };
+    let line = "ip -o address show dev end scope global | awk '{print $4}'";
+    let addresses = || {
+        let mut all: Vec<String> = namespace.shell(line).lines().map(str::to_owned).collect();
+        all.sort();
+        all
+    };
+    namespace.shell("ip address add 10.0.1.1/24 dev end; ip address add 10.0.1.2/32 dev far");
+    let before = addresses();
+    let goal =
+        "--profile tcp-client --sources 10.0.1.0/29,fd00:77::1 --scope network --interface end";
+    let row = || {
+        let report = json(namespace.tune("check", &format!("{goal} --json")));
+        let rows = report["settings"].as_array().expect("a list").clone();
+        let row = rows
+            .into_iter()
+            .find(|row| row["name"] == "end source addresses")
+            .expect("a row of the addresses");
+        (row["standing"].clone(), row["now"].clone())
+    };
+    let (standing, now) = row();
+    assert_eq!(standing, "differs");
+    assert_eq!(
+        now,
+        "2 there, missing 10.0.1.3, 10.0.1.4, 10.0.1.5, 10.0.1.6, fd00:77::1"
+    );
+    let plan = namespace.tune("plan", goal).output().expect("it starts");
+    let plan = String::from_utf8_lossy(&plan.stdout).into_owned();
+    for (line, is_there) in [
+        ("\nip address add 10.0.1.3/32 dev end\n", true),
+        ("\nip address add fd00:77::1/128 dev end nodad\n", true),
+        ("ip address add 10.0.1.1", false),
+        ("ip address add 10.0.1.2", false),
+    ] {
+        assert_eq!(plan.contains(line), is_there, "{line:?} in\n{plan}");
+    }
+    let of_addresses = |outcome: &Value| {
+        let names = changed(outcome).into_iter();
+        names.filter(|name| name.contains(" address ")).count()
+    };
+    for _ in 0..2 {
+        let arguments = "--profile tcp-client --sources 10.0.1.0/29,fd00:77::1 --json";
+        let first = json(namespace.apply(arguments));
+        assert_eq!(first["failed"], serde_json::json!([]), "{first:#}");
+        assert_eq!(of_addresses(&first), 5, "{first:#}");
+        assert_eq!(addresses().len(), before.len() + 5);
+        assert_eq!(row().0, "right");
+        assert_eq!(of_addresses(&json(namespace.apply(arguments))), 0);
+        let reverted = json(namespace.tune("revert", "--json"));
+        assert_eq!(reverted["failed"], serde_json::json!([]), "{reverted:#}");
+        assert_eq!(addresses(), before);
+    }
+    // Nobody says which card.
+    let output = namespace
+        .tune("plan", "--profile tcp-client --sources 10.0.1.7")
+        .output()
+        .expect("it starts");
+    assert_eq!(output.status.code(), Some(2));
+}
+
+#[test]
 fn an_apply_that_is_killed_is_taken_back_or_goes_on() {
     let Some(namespace) = Namespace::or_skip("kill") else {
         return;

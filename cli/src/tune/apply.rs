@@ -508,6 +508,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn source_addresses_that_were_there_stay() {
+        let fake = FakeHost::large();
+        fake.set("addresses/eth0/10.0.1.1", "there");
+        fake.set("addresses/eth1/10.0.1.2", "there");
+        let before = fake.files();
+        let mut request = request("tcp-client");
+        request.profile.knobs.clear();
+        request.sources = ["10.0.1.1", "10.0.1.2", "10.0.1.3", "fd00::4"]
+            .map(|text| text.parse().unwrap())
+            .to_vec();
+        let plan = plan(&fake.host(), &fake.state(), &request).unwrap();
+        let script = crate::tune::script::of_plan(&plan);
+        for (line, expected) in [
+            ("\nip address add 10.0.1.3/32 dev eth0\n", true),
+            ("\nip address add fd00::4/128 dev eth0 nodad\n", true),
+            ("# undo: ip address del 10.0.1.3/32 dev eth0\n", true),
+            ("it is on eth1 already", true),
+            ("add 10.0.1.1", false),
+            ("add 10.0.1.2", false),
+        ] {
+            assert_eq!(script.contains(line), expected, "{line:?} in\n{script}");
+        }
+        let first = applied(&fake, &request);
+        let changed: Vec<_> = first.changed.iter().map(|it| it.setting.as_str()).collect();
+        assert_eq!(changed, ["eth0 address 10.0.1.3", "eth0 address fd00::4"]);
+        assert_eq!((first.failed, first.warnings), (vec![], vec![]));
+        let second = applied(&fake, &request);
+        assert_eq!((second.changed.len(), second.unchanged), (0, 2));
+        // One that somebody took away meanwhile is no failure.
+        fake.remove("addresses/eth0/fd00::4");
+        let reverted = revert(&fake.host(), &fake.state(), false).unwrap().unwrap();
+        assert_eq!((reverted.failed, reverted.changed.len()), (vec![], 1));
+        assert_eq!(fake.files(), before);
+    }
+
     /// Killed before and after every single write, then reverted or applied again.
     #[test]
     fn a_process_killed_anywhere_leaves_a_record_that_restores() {

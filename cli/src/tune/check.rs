@@ -10,9 +10,12 @@ use super::Host;
 use super::formula::Goal;
 use super::limits::{self, Limit, Unit, Usage};
 use super::nic::Nic;
-use super::plan::{Before, MakeError, Outcome, Request, Scope, View};
+use super::plan::{
+    Before, MakeError, Outcome, Request, SOURCES_REASON, SOURCES_SOURCE, Scope, View,
+};
 use super::profile::Target;
 use super::setting::NicField;
+use super::sources;
 use super::watch::{Counters, Finding};
 
 /// How a setting stands.
@@ -135,6 +138,7 @@ pub fn check(
             .knobs
             .iter()
             .map(|knob| row(&view, request, knob))
+            .chain(sources_row(&view, request))
             .collect(),
         facts: seen(host, &view, facts, nic, interface),
         binds_first: units
@@ -145,6 +149,43 @@ pub fn check(
         limits: found,
         counted: counters.findings(None),
         now: counters,
+    })
+}
+
+/// The source addresses, where some were named.
+fn sources_row(view: &View<'_>, request: &Request) -> Option<Row> {
+    let found = view.sources()?;
+    let wanted = request.sources.len();
+    let (standing, now) = match found {
+        Err(why) => (Standing::Left, why),
+        Ok(found) if found.missing.is_empty() => {
+            let elsewhere: Vec<&str> = found.elsewhere.values().map(String::as_str).collect();
+            let now = match elsewhere.first() {
+                None => format!("all {wanted} there"),
+                Some(card) => format!(
+                    "all there, {} on another card ({card})",
+                    found.elsewhere.len()
+                ),
+            };
+            (Standing::Right, now)
+        }
+        Ok(found) => {
+            let missing = sources::listed(&found.missing);
+            let has = found.there.len() + found.elsewhere.len();
+            (Standing::Differs, format!("{has} there, missing {missing}"))
+        }
+    };
+    Some(Row {
+        name: format!(
+            "{} source addresses",
+            request.interface.as_deref().unwrap_or("card's")
+        ),
+        standing,
+        now,
+        wanted: wanted.to_string(),
+        reason: SOURCES_REASON.into(),
+        source: SOURCES_SOURCE.into(),
+        risk: None,
     })
 }
 

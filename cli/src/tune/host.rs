@@ -1,12 +1,13 @@
 //! The one door through which tuning reads and changes a host.
 //!
 //! Either this machine, or a folder that describes one: `proc`, `sys` and `etc` as on a machine,
-//! `ethtool/INTERFACE/FIELD` (and `FIELD.max`) for a card's settings, `nft/TABLE` for tables. So
-//! every test but those that are about the kernel itself runs without root and changes nothing.
+//! `ethtool/INTERFACE/FIELD` (and `FIELD.max`) for a card's settings, `nft/TABLE` for tables,
+//! `addresses/INTERFACE/ADDRESS` for addresses. So every test but those that are about the kernel itself runs without root and changes nothing.
 //! Nothing here decides what is changed, and nothing keeps a record of it.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write as _};
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -14,7 +15,8 @@ use ringmill_engine::host::{Reading, Root};
 use ringmill_engine::topology::{self, Topology, TopologyError};
 
 use super::nic::{self, Nic, NicError};
-use super::setting::{NicField, Setting, is_interface_name};
+use super::setting::{NicField, Setting, address_words, is_interface_name};
+use super::sources::THERE;
 
 /// A host to look at and to tune.
 #[derive(Debug)]
@@ -279,8 +281,65 @@ impl Host {
                 Err(error) => Reading::unknown(error.to_string()),
             },
             Setting::Table { name } => self.table(name),
+            Setting::Address { interface, address } => match self.addresses() {
+                Ok(all) if all.contains(&(interface.clone(), *address)) => {
+                    Reading::known(THERE.to_owned())
+                }
+                Ok(_) => Reading::unknown(format!("{interface} does not have it")),
+                Err(why) => Reading::unknown(why),
+            },
         };
         raw.map(|raw| setting.normal(&raw))
+    }
+
+    /// Every address of this host, with its card.
+    ///
+    /// # Errors
+    /// Why they cannot be read.
+    pub fn addresses(&self) -> Result<Vec<(String, IpAddr)>, String> {
+        if !self.is_here {
+            let cards = self.names("/addresses");
+            let of_card = |card: String| {
+                let addresses = self.names(&format!("/addresses/{card}"));
+                addresses
+                    .into_iter()
+                    .filter_map(move |address| Some((card.clone(), address.parse().ok()?)))
+            };
+            return Ok(cards.into_iter().flat_map(of_card).collect());
+        }
+        let found = if_addrs::get_if_addrs()
+            .map_err(|error| format!("the addresses of this host cannot be read: {error}"))?;
+        let pair = |interface: if_addrs::Interface| (interface.name.clone(), interface.ip());
+        Ok(found.into_iter().map(pair).collect())
+    }
+
+    /// Gives a card an address, or takes it away.
+    fn write_address(&self, interface: &str, address: IpAddr, add: bool) -> Result<(), HostError> {
+        let failed = |said: String| HostError::Program {
+            program: "ip",
+            what: format!("address {address} of {interface}"),
+            said,
+        };
+        if !self.is_here {
+            let file = self.path(&format!("/addresses/{interface}/{address}"));
+            let result = if add {
+                replace_file(&file, THERE.as_bytes())
+            } else {
+                remove_file(&file)
+            };
+            return result.map_err(|error| failed(error.to_string()));
+        }
+        let verb = if add { "add" } else { "del" };
+        let output = Command::new("ip")
+            .args(address_words(verb, interface, address))
+            .output()
+            .map_err(|error| failed(format!("{error}; install the package iproute2")))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        Err(failed(
+            String::from_utf8_lossy(&output.stderr).trim().to_owned(),
+        ))
     }
 
     fn table(&self, name: &str) -> Reading<String> {
@@ -364,6 +423,9 @@ impl Host {
                     source,
                 }),
             (Setting::Table { name }, value) => self.write_table(name, value),
+            (Setting::Address { interface, address }, value) => {
+                self.write_address(interface, *address, value.is_some())
+            }
             (Setting::Written { path }, Some(value)) => {
                 replace_file(&self.path(path), value.as_bytes()).map_err(refused)
             }

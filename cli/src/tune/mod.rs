@@ -18,6 +18,7 @@ pub mod plan;
 pub mod profile;
 pub mod script;
 mod setting;
+pub mod sources;
 pub mod state;
 #[cfg(test)]
 mod tests;

@@ -4,6 +4,7 @@
 //! reason, so that nobody believes it was done.
 
 use std::cell::OnceCell;
+use std::net::IpAddr;
 
 use ringmill_engine::host::Host as Facts;
 use ringmill_engine::topology::{CpuList, Topology};
@@ -16,6 +17,7 @@ use super::persist;
 use super::placement::{self, CardQueues, Placement};
 use super::profile::{Knob, Profile, Queues, Target, Want};
 use super::setting::{NicField, Setting};
+use super::sources;
 
 /// The table of nftables that is ours.
 pub const TABLE: &str = "ringmill_tune";
@@ -74,6 +76,8 @@ pub struct Request {
     pub interface: Option<String>,
     /// The ports in use, for the bypass of connection tracking.
     pub ports: Vec<Ports>,
+    /// Source addresses that the card should have.
+    pub sources: Vec<IpAddr>,
     /// How much may be changed.
     pub scope: Scope,
     /// Whether files are written that make it last.
@@ -533,6 +537,53 @@ impl<'a> View<'a> {
         Ok(Outcome::Steps(vec![step(setting, now, wanted)]))
     }
 
+    /// How the source addresses stand; none where none were named.
+    ///
+    /// # Errors
+    /// Why that is not known.
+    pub fn sources(&self) -> Option<Result<sources::Standing, String>> {
+        if self.request.sources.is_empty() {
+            return None;
+        }
+        let found = self.interface().and_then(|interface| {
+            let mut has = self.host.addresses()?;
+            // What an earlier apply added is planned again, as every other change is.
+            has.retain(|(card, address)| {
+                let setting = address_setting(card, *address);
+                self.before.old(&setting) != Some(None)
+            });
+            Ok(sources::standing(&self.request.sources, interface, &has))
+        });
+        Some(found)
+    }
+
+    fn source_steps(&self, plan: &mut Plan) {
+        let left = |what: String, why: String| Left { what, why };
+        let standing = match self.sources() {
+            None => return,
+            Some(Ok(standing)) => standing,
+            Some(Err(why)) => return plan.left.push(left("source addresses".into(), why)),
+        };
+        for (address, card) in standing.elsewhere {
+            plan.left.push(left(
+                format!("source address {address}"),
+                format!("it is on {card} already, and serves as well from there"),
+            ));
+        }
+        let Ok(interface) = self.interface() else {
+            return;
+        };
+        plan.steps
+            .extend(standing.missing.into_iter().map(|address| Step {
+                setting: address_setting(interface, address),
+                now: None,
+                wanted: sources::THERE.into(),
+                reason: SOURCES_REASON.into(),
+                source: SOURCES_SOURCE.into(),
+                risk: None,
+            }));
+    }
+
     /// The limit is a process's own: what is wanted is said, and written down by --persist.
     fn files_outcome(&self, knob: &Knob) -> Result<Outcome, String> {
         let limits = &self.facts().files;
@@ -548,6 +599,19 @@ impl<'a> View<'a> {
         } else {
             Ok(Outcome::Right(hard.to_string()))
         }
+    }
+}
+
+/// Why source addresses are given to a card.
+pub const SOURCES_REASON: &str = "each source address is as many more connections to one destination as there are local ports; nobody \
+     else on the network may have it, and the way back must lead here";
+/// Who says so.
+pub const SOURCES_SOURCE: &str = "ip-address(8); bind(2): a local address must be the host's";
+
+fn address_setting(interface: &str, address: IpAddr) -> Setting {
+    Setting::Address {
+        interface: interface.into(),
+        address,
     }
 }
 
@@ -644,6 +708,7 @@ impl Plan {
                 }
             }
         }
+        view.source_steps(&mut plan);
         if request.persist {
             let mut lasting = persist::steps(&plan, request.interface.as_deref());
             for step in &mut lasting {

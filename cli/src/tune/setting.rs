@@ -6,6 +6,7 @@
 //! that is [`super::Host`]'s.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::str::FromStr;
 
 use ringmill_engine::topology::CpuList;
@@ -42,6 +43,13 @@ pub enum Setting {
     Table {
         /// Its name.
         name: String,
+    },
+    /// An address of a network card; its value is [`super::sources::THERE`].
+    Address {
+        /// The interface.
+        interface: String,
+        /// Which address.
+        address: IpAddr,
     },
     /// A file that makes other settings last. The value is its content.
     Written {
@@ -178,6 +186,7 @@ impl fmt::Display for Setting {
             Self::Written { path } | Self::Link { path } => f.write_str(path),
             Self::Nic { interface, field } => write!(f, "{interface} {field}"),
             Self::Table { name } => write!(f, "nftables table inet {name}"),
+            Self::Address { interface, address } => write!(f, "{interface} address {address}"),
         }
     }
 }
@@ -196,7 +205,7 @@ impl Setting {
         match self {
             Self::Sysctl { name } => name.starts_with("net."),
             Self::Cpus { path } | Self::File { path } => path.starts_with("/sys/class/net/"),
-            Self::Nic { .. } | Self::Table { .. } => true,
+            Self::Nic { .. } | Self::Table { .. } | Self::Address { .. } => true,
             Self::Written { .. } | Self::Link { .. } => false,
         }
     }
@@ -256,6 +265,9 @@ impl Setting {
                 "nft -f - <<'END'\ntable inet {name}\ndelete table inet {name}\n{}\nEND",
                 value.trim_end()
             ),
+            Self::Address { interface, address } => {
+                format!("ip {}", address_words("add", interface, *address).join(" "))
+            }
             // A delimiter of its own: the content may be a script with documents inside.
             Self::Written { path } => format!(
                 "{}cat > {} <<'END_OF_FILE'\n{}\nEND_OF_FILE",
@@ -279,6 +291,9 @@ impl Setting {
     pub fn undo(&self, old: Option<&str>) -> String {
         match (self, old) {
             (Self::Table { name }, None) => format!("nft delete table inet {name}"),
+            (Self::Address { interface, address }, None) => {
+                format!("ip {}", address_words("del", interface, *address).join(" "))
+            }
             (Self::Written { path } | Self::Link { path }, None) => {
                 format!("rm {}", quoted(path))
             }
@@ -286,6 +301,25 @@ impl Setting {
             (_, None) => "nothing: it was not there".into(),
         }
     }
+}
+
+/// The arguments of ip(8) that add or delete an address. With all its bits it brings no route of its
+/// own; that of IPv6 is usable at once.
+pub(super) fn address_words(verb: &str, interface: &str, address: IpAddr) -> Vec<String> {
+    let bits = if address.is_ipv6() { 128 } else { 32 };
+    let mut words = [
+        "address",
+        verb,
+        &format!("{address}/{bits}"),
+        "dev",
+        interface,
+    ]
+    .map(str::to_owned)
+    .to_vec();
+    if address.is_ipv6() && verb == "add" {
+        words.push("nodad".into());
+    }
+    words
 }
 
 fn is_mask(path: &str) -> bool {
@@ -404,6 +438,25 @@ mod tests {
         ] {
             assert_eq!(setting.command(value), command);
             assert_eq!(setting.undo(Some("8")), undo);
+        }
+        for (address, command, undo) in [
+            (
+                "10.0.1.7",
+                "ip address add 10.0.1.7/32 dev eth0",
+                "ip address del 10.0.1.7/32 dev eth0",
+            ),
+            (
+                "fd00::7",
+                "ip address add fd00::7/128 dev eth0 nodad",
+                "ip address del fd00::7/128 dev eth0",
+            ),
+        ] {
+            let setting = Setting::Address {
+                interface: "eth0".into(),
+                address: address.parse().unwrap(),
+            };
+            assert_eq!(setting.command("there"), command);
+            assert_eq!(setting.undo(None), undo);
         }
         let table = Setting::Table { name: "t".into() };
         assert_eq!(table.undo(None), "nft delete table inet t");

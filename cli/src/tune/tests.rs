@@ -286,6 +286,7 @@ pub(crate) fn request(profile: &str) -> Request {
                 last: 9010,
             },
         ],
+        sources: Vec::new(),
         scope: Scope::Host,
         persist: false,
     }

@@ -24,10 +24,6 @@ pub struct CheckArgs {
     #[command(flatten)]
     pub goal: GoalArgs,
 
-    /// Source addresses that clients connect from.
-    #[arg(long, value_name = "N", value_parser = units::parse_count, default_value = "1")]
-    pub sources: u64,
-
     /// Destinations that clients connect to: addresses times ports.
     #[arg(long, value_name = "N", value_parser = units::parse_count, default_value = "1")]
     pub destinations: u64,
@@ -55,7 +51,7 @@ pub(super) fn run(args: &CheckArgs) -> Result<Exit> {
     let request = args.goal.request(&host, false)?;
     let usage = Usage {
         role: request.profile.role,
-        sources: args.sources.max(1),
+        sources: args.goal.sources.count().max(1),
         destinations: args.destinations.max(1),
         rtt_s: args
             .rtt

@@ -265,6 +265,7 @@ impl Tuned {
             profile,
             interface: load.interface.clone(),
             ports: Vec::new(),
+            sources: Vec::new(),
             scope: if host.is_in_a_namespace() {
                 Scope::Network
             } else {

@@ -20,6 +20,7 @@ use crate::tune::apply::{self, How, TuneError};
 use crate::tune::formula::Goal;
 use crate::tune::plan::{Ports, Request, Scope};
 use crate::tune::profile::{self, Profile};
+use crate::tune::sources::SourcesArg;
 use crate::tune::{script, state};
 use crate::units;
 
@@ -81,6 +82,11 @@ pub struct GoalArgs {
     /// Ports in use, such as 7000,9000-9010: only they bypass connection tracking (profile lab).
     #[arg(long, value_name = "LIST", value_delimiter = ',')]
     pub ports: Vec<Ports>,
+
+    /// Source addresses that clients connect from: those that the card should have, as 10.0.1.0/28 or
+    /// 10.0.1.7,10.0.1.8; or, for check, only how many there are.
+    #[arg(long, value_name = "N|LIST", default_value = "1")]
+    pub sources: SourcesArg,
 
     /// Change the whole host, or only this network namespace [default: the host, or the namespace where
     /// it is not the host's].
@@ -252,6 +258,12 @@ impl GoalArgs {
             }),
             memory_bytes: memory.unwrap_or(MEMORY_UNKNOWN_BYTES),
         };
+        if !self.sources.addresses().is_empty() && self.interface.is_none() {
+            return Err(UsageError(
+                "--sources names addresses: say by --interface which card should have them".into(),
+            )
+            .into());
+        }
         let scope = self.scope.unwrap_or_else(|| {
             if host.is_in_a_namespace() {
                 Scope::Network
@@ -270,6 +282,7 @@ impl GoalArgs {
             goal,
             interface: self.interface.clone(),
             ports: self.ports.clone(),
+            sources: self.sources.addresses().to_vec(),
             scope,
             persist,
         })
