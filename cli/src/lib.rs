@@ -18,6 +18,7 @@ pub mod firewall;
 #[doc(hidden)]
 pub mod fuzzing;
 pub mod launch;
+pub mod many_hosts;
 pub mod metrics;
 pub mod multicast;
 pub mod printer;
@@ -26,6 +27,7 @@ pub mod server;
 mod server_process;
 pub mod service;
 pub mod signals;
+pub mod start;
 pub mod tune;
 pub mod units;
 

@@ -455,6 +455,14 @@ fn optional(key: &str) -> bool {
         || key.starts_with("tests[].starved[].")
 }
 
+/// Without what only a host says whose timers fire late at that moment.
+fn without_timers(text: &str) -> String {
+    let lines = text.split_inclusive('\n');
+    lines
+        .filter(|line| !line.starts_with("ringmill: timers fire"))
+        .collect()
+}
+
 #[test]
 fn samples_and_tables_are_of_what_is_printed() {
     let directory = tempfile::tempdir().unwrap();
@@ -491,7 +499,8 @@ fn samples_and_tables_are_of_what_is_printed() {
     assert_eq!(names(&samples), names(&live), "the samples");
     for (name, text) in &live {
         if !name.ends_with(".ndjson") {
-            assert_eq!(skeleton(text), skeleton(&samples[name]), "{name}");
+            let text = without_timers(text);
+            assert_eq!(skeleton(&text), skeleton(&samples[name]), "{name}");
         }
     }
     for name in ["rates.txt", "rates.tsv", "rates.ndjson"] {

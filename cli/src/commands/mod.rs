@@ -17,6 +17,7 @@ pub mod generate;
 pub mod load;
 pub mod multicast;
 pub mod nat;
+pub mod report;
 pub mod run;
 pub mod serve;
 pub mod soak;
@@ -100,6 +101,8 @@ pub enum Command {
     Tune(tune::TuneArgs),
     /// Show what this host allows, what ringmill will use, and what to change.
     Doctor(DoctorArgs),
+    /// Join the reports of many hosts into one.
+    Report(report::ReportArgs),
     /// Print shell completions.
     Completions(generate::CompletionsArgs),
     /// Write man pages.
@@ -140,6 +143,7 @@ pub fn main() -> ExitCode {
         Command::Tcpserver(args) => return by_name(tcpscaler::Program::TcpServer, args),
         Command::Topology(args) => topology::run(&args),
         Command::Tune(args) => tune::run(&args),
+        Command::Report(args) => report::run(&args),
         Command::Doctor(args) => return doctor(&args),
     };
     printer::finish();

@@ -15,11 +15,11 @@ use hdrhistogram::serialization::interval_log::{
     LogIteratorError, Tag,
 };
 use hdrhistogram::serialization::{
-    DeserializeError, Deserializer, V2DeflateSerializeError, V2DeflateSerializer,
+    DeserializeError, Deserializer, Serializer as _, V2DeflateSerializeError, V2DeflateSerializer,
 };
 
 /// Which latency a histogram holds; its tag in the log.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum LatencyKind {
     /// From the intended send.
     Response,
@@ -28,6 +28,9 @@ pub enum LatencyKind {
 }
 
 impl LatencyKind {
+    /// All of them.
+    pub const ALL: [Self; 2] = [LatencyKind::Response, LatencyKind::Service];
+
     /// The tag in the log.
     pub fn tag(self) -> &'static str {
         match self {
@@ -77,6 +80,34 @@ impl From<IntervalLogWriterError<V2DeflateSerializeError>> for HlogError {
             IntervalLogWriterError::SerializeError(error) => HlogError::Encode(error),
         }
     }
+}
+
+/// One histogram as text: the V2 compressed format in base64, as in a line of a log.
+///
+/// # Errors
+/// [`HlogError::Encode`]; an empty histogram has no text.
+pub fn encode(histogram: &Histogram<u64>) -> Result<Option<String>, HlogError> {
+    if histogram.is_empty() {
+        return Ok(None);
+    }
+    let mut bytes = Vec::new();
+    V2DeflateSerializer::new()
+        .serialize(histogram, &mut bytes)
+        .map_err(HlogError::Encode)?;
+    Ok(Some(BASE64.encode(bytes)))
+}
+
+/// Reads what [`encode`] writes.
+///
+/// # Errors
+/// When it is not in the format.
+pub fn decode(text: &str) -> Result<Histogram<u64>, HlogError> {
+    let bytes = BASE64
+        .decode(text)
+        .map_err(|source| HlogError::Base64 { index: 0, source })?;
+    Deserializer::new()
+        .deserialize(&mut bytes.as_slice())
+        .map_err(|source| HlogError::Decode { index: 0, source })
 }
 
 /// Writes one log. Give it a buffered writer and call [`LogWriter::finish`] at the end.
@@ -204,32 +235,70 @@ impl Log {
 /// [`HlogError`] says which line is not as it should be.
 pub fn read(bytes: &[u8]) -> Result<Log, HlogError> {
     let mut log = Log::default();
+    let (start_time, base_time) = scan(bytes, |line, histogram| {
+        log.intervals.push(LogInterval {
+            tag: line.tag.map(str::to_owned),
+            start: line.start,
+            length: line.length,
+            histogram,
+        });
+    })?;
+    (log.start_time, log.base_time) = (start_time, base_time);
+    Ok(log)
+}
+
+/// A line of a log as it stands there.
+#[derive(Debug, Clone, Copy)]
+pub struct Line<'a> {
+    /// Its tag; `None` without one.
+    pub tag: Option<&'a str>,
+    /// Since the base time.
+    pub start: Duration,
+    /// Length.
+    pub length: Duration,
+    /// The histogram, for [`decode`].
+    pub encoded: &'a str,
+}
+
+/// Reads a log line by line, so that a day of histograms need not be in memory at once; gives the
+/// start time and the base time.
+///
+/// # Errors
+/// [`HlogError`] says which line is not as it should be.
+pub fn scan(
+    bytes: &[u8],
+    mut each: impl FnMut(&Line<'_>, Histogram<u64>),
+) -> Result<(Option<Duration>, Option<Duration>), HlogError> {
+    let (mut start_time, mut base_time) = (None, None);
     let mut deserializer = Deserializer::new();
+    let mut index = 0;
     for entry in IntervalLogIterator::new(bytes) {
         match entry {
-            Ok(LogEntry::StartTime(time)) => log.start_time = Some(time),
-            Ok(LogEntry::BaseTime(time)) => log.base_time = Some(time),
+            Ok(LogEntry::StartTime(time)) => start_time = Some(time),
+            Ok(LogEntry::BaseTime(time)) => base_time = Some(time),
             Ok(LogEntry::Interval(line)) => {
-                let index = log.intervals.len();
                 let encoded = BASE64
                     .decode(line.encoded_histogram())
                     .map_err(|source| HlogError::Base64 { index, source })?;
                 let histogram = deserializer
                     .deserialize(&mut encoded.as_slice())
                     .map_err(|source| HlogError::Decode { index, source })?;
-                log.intervals.push(LogInterval {
-                    tag: line.tag().map(|tag| tag.as_str().to_owned()),
+                let tag = line.tag();
+                let line = Line {
+                    tag: tag.as_ref().map(|tag| tag.as_str()),
                     start: line.start_timestamp(),
                     length: line.duration(),
-                    histogram,
-                });
+                    encoded: line.encoded_histogram(),
+                };
+                each(&line, histogram);
+                index += 1;
             }
             Err(LogIteratorError::ParseError { offset }) => {
                 return Err(HlogError::Format { offset });
             }
         }
     }
-    Ok(log)
+    Ok((start_time, base_time))
 }
 
 #[cfg(test)]
@@ -321,6 +390,10 @@ mod tests {
         );
         assert_eq!(log.total("response").unwrap().len(), 4);
         assert!(log.total("other").is_none());
+        let text = encode(&second.histogram).unwrap().unwrap();
+        assert_eq!(decode(&text).unwrap(), second.histogram);
+        assert_eq!(encode(&histogram(&[])).unwrap(), None);
+        assert!(decode("*").is_err() && decode("AAAA").is_err());
     }
 
     #[test]

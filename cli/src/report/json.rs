@@ -13,8 +13,26 @@ use super::{Interval, Report};
 #[derive(Serialize)]
 #[serde(tag = "type", rename_all = "lowercase")]
 enum Line<'a> {
+    Measuring(&'a Measuring<'a>),
     Interval(&'a Interval),
     Report(&'a Report),
+}
+
+/// The end of the warm-up, and what is needed to read the lines after it should the report never come.
+#[derive(Debug, Serialize)]
+pub struct Measuring<'a> {
+    /// Version of ringmill.
+    pub version: &'a str,
+    /// What is loaded.
+    pub workload: &'a str,
+    /// Where.
+    pub endpoint: &'a str,
+    /// Wall clock at the start of the measured part, RFC 3339 in UTC.
+    pub started_at: &'a str,
+    /// Which of many hosts this is.
+    pub host_index: Option<u32>,
+    /// How many hosts there are.
+    pub hosts: Option<u32>,
 }
 
 /// Writes the lines of one run.
@@ -27,6 +45,14 @@ impl<W: Write> JsonLines<W> {
     /// Writes to `out`, which need not buffer: a line is one write.
     pub fn new(out: W) -> Self {
         JsonLines { out }
+    }
+
+    /// Writes the line that says that the warm-up is over.
+    ///
+    /// # Errors
+    /// What `out` says, for example that the reader has gone.
+    pub fn measuring(&mut self, measuring: &Measuring<'_>) -> io::Result<()> {
+        self.line(&Line::Measuring(measuring))
     }
 
     /// Writes the line of an interval.
@@ -188,6 +214,16 @@ mod tests {
                 &["response_time", "service_time", "cpu.client", "cpu.server"],
             )
         };
+        let measuring = Line::Measuring(&Measuring {
+            version: "0.1.0",
+            workload: "echo",
+            endpoint: "tcp://:7000",
+            started_at: "2026-01-31T18:00:00.000Z",
+            host_index: None,
+            hosts: None,
+        });
+        let measuring = serde_json::to_value(measuring).unwrap();
+        assert_eq!(fields(&measuring), documented("Measuring"));
         assert_eq!(fields(&all[0]), documented("Interval"));
         assert_eq!(fields(&all[1]), documented("Report"));
 

@@ -10,6 +10,7 @@ pub mod environment;
 pub mod hlog;
 pub mod human;
 pub mod json;
+pub mod merge;
 pub mod seed_style;
 pub mod server;
 pub mod steal;
@@ -48,6 +49,12 @@ pub struct Report {
     pub settings: BTreeMap<String, serde_json::Value>,
     /// The machine and the build.
     pub environment: Environment,
+    /// Wall clock at the start of the measured part, RFC 3339 in UTC; `None` when nobody noted it.
+    pub started_at: Option<String>,
+    /// Which of many hosts this was (`--host-index`).
+    pub host_index: Option<u32>,
+    /// How many hosts there were (`--hosts`).
+    pub hosts: Option<u32>,
     /// Length of the measured part, in seconds, without warm-up and drain.
     pub duration_s: f64,
     /// Length of the warm-up that was not measured, in seconds.
@@ -79,6 +86,8 @@ pub struct Report {
     pub response_time: Option<Latency>,
     /// Time from the actual send to the answer. `None` when no message was answered.
     pub service_time: Option<Latency>,
+    /// The distributions behind these two, so that those of several hosts can be joined.
+    pub histograms: Histograms,
     /// CPU time of both sides.
     pub cpu: Cpu,
     /// What else may have held the figures back.
@@ -171,6 +180,16 @@ impl Latency {
             max_ns: histogram.max(),
         })
     }
+}
+
+/// Whole latency distributions: HdrHistograms in the V2 compressed format, base64, as
+/// [`hlog::encode`] writes them.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
+pub struct Histograms {
+    /// Behind [`Report::response_time`]; `None` when it is empty.
+    pub response: Option<String>,
+    /// Behind [`Report::service_time`]; `None` when it is empty.
+    pub service: Option<String>,
 }
 
 /// CPU time of both sides in the measured part.

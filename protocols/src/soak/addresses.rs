@@ -2,7 +2,7 @@
 //! no pair of them runs out of ports before the others.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::ops::RangeInclusive;
+use std::ops::{Range, RangeInclusive};
 use std::str::FromStr;
 
 use ringmill_engine::{Address, Connect};
@@ -60,6 +60,17 @@ impl Sources {
             IpAddr::V6(first) => IpAddr::V6(Ipv6Addr::from_bits(
                 first.to_bits().wrapping_add(u128::from(number)),
             )),
+        }
+    }
+}
+
+impl Sources {
+    /// The addresses of these numbers alone, all below [`Sources::count`].
+    #[must_use]
+    pub fn part(&self, numbers: Range<u64>) -> Self {
+        Self {
+            first: self.address(numbers.start),
+            count: numbers.end.min(self.count).saturating_sub(numbers.start),
         }
     }
 }

@@ -414,7 +414,7 @@ mod tests {
             assert!(said(test), "{words}");
             assert!(!said(&plain), "{words}");
         }
-        let json = super::super::json::report(&[starved]);
+        let json = super::super::json::report(&[starved], "2026-01-31T18:00:00.000Z");
         assert_eq!(json["tests"][0]["starved"][0]["index"], 2);
         assert_eq!(json["tests"][0]["starved"][0]["median_ip_mbps"], 100.0);
     }

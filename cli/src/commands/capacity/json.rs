@@ -29,9 +29,9 @@ pub(super) fn line(value: &Value) {
     let _ = writeln!(out, "{value}").and_then(|()| out.flush());
 }
 
-/// The report of one run.
-pub(super) fn report(figures: &[TestFigures]) -> Value {
-    json!({ "type": "report", "tests": figures })
+/// The report of one run; `started_at` is the wall clock before its set-up.
+pub(super) fn report(figures: &[TestFigures], started_at: &str) -> Value {
+    json!({ "type": "report", "started_at": started_at, "tests": figures })
 }
 
 impl FrontEnd for Json<'_> {

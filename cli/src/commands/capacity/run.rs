@@ -1,5 +1,7 @@
 //! `ringmill capacity up|down|both`: the flags of a run, its tests, and how it is reported.
 
+use std::time::{Duration, SystemTime};
+
 use anyhow::Result;
 use clap::Args;
 use ringmill_protocols::capacity::parameters::Direction;
@@ -14,6 +16,7 @@ use crate::capacity::{FrontEnd, TestPlan, session};
 use crate::exit::Exit;
 use crate::fail_if::FailIf;
 use crate::signals::EndRequests;
+use crate::start::{StartArgs, rfc3339};
 
 /// Which ways load goes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -51,6 +54,10 @@ pub struct TestArgs {
     #[command(flatten)]
     pub output: OutputArgs,
 
+    /// When it begins.
+    #[command(flatten)]
+    pub start: StartArgs,
+
     /// How the engine runs.
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -79,6 +86,13 @@ pub struct OutputArgs {
 /// Flags that contradict each other, servers that are not known, an engine that does not start.
 pub(super) fn run(args: &TestArgs, ways: Ways) -> Result<Exit> {
     let signals = EndRequests::watch(std::thread::current())?;
+    if !args.start.wait(Duration::ZERO, &signals)? {
+        eprintln!("ringmill: interrupted before the test began");
+        return Ok(match signals.count() {
+            1 => Exit::Failed,
+            _ => Exit::Interrupted,
+        });
+    }
     let plan = || -> Result<Vec<TestPlan>> {
         let directions = ways.directions().iter();
         directions
@@ -145,6 +159,7 @@ fn run_once(
         true => &mut json,
         false => &mut human,
     };
+    let started_at = rfc3339(SystemTime::now());
     let outcome = session::run(plans, engine, &|| signals.count() > 0, front)?;
     let figures: Vec<_> = plans
         .iter()
@@ -152,7 +167,7 @@ fn run_once(
         .map(|(plan, outcome)| TestFigures::new(plan, outcome))
         .collect();
     if output.json {
-        json::line(&json::report(&figures));
+        json::line(&json::report(&figures, &started_at));
     } else {
         for test in &figures {
             if test.verdict != "too few connections" || !test.modes.is_empty() {

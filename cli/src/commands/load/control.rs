@@ -12,16 +12,16 @@ use anyhow::{Context as _, Result, bail};
 use ringmill_engine::time::{from_duration, monotonic_now};
 use ringmill_engine::{Controller, Engine, Nanos};
 use ringmill_protocols::load::{Command, Phase, Published, Shared};
-use serde_json::json;
 
 use crate::endpoint::Endpoint;
 use crate::exit::Exit;
 use crate::launch::Placement;
 use crate::metrics::{MetricsServer, Watched};
 use crate::report::hlog::{LatencyKind, LogWriter};
-use crate::report::json::JsonLines;
+use crate::report::json::{JsonLines, Measuring};
 use crate::report::{MULTICAST, Report, human};
 use crate::signals::EndRequests;
+use crate::start::rfc3339;
 
 use super::RunArgs;
 use super::classic::Classic;
@@ -103,13 +103,21 @@ impl Run<'_> {
         if let Some(dns) = &mut self.dns {
             dns.opened(opened);
         }
+        if let (Some(moment), Some(_)) = (self.args.start.in_words(), self.args.start.left()) {
+            progress.note(&format!("ringmill: connected, waiting until {moment}"));
+        }
+        let start = &self.args.start;
+        if !start.hold(HEAD_START, &signals, |left| progress.waiting(left)) {
+            return self.interrupted(&signals);
+        }
         let server = crate::report::server::Server::find(self.endpoint, self.args.server_stats);
 
         let clock = (Instant::now(), monotonic_now());
         // A moment on the shards' clock, from now on.
         let instant =
             |moment: Nanos| clock.0 + Duration::from_nanos(moment.saturating_sub(clock.1));
-        let start = clock.1 + from_duration(HEAD_START);
+        let head_start = self.args.start.left().unwrap_or_default().max(HEAD_START);
+        let start = clock.1 + from_duration(head_start);
         let measure = start + from_duration(self.args.warmup);
         let end = measure + from_duration(self.args.duration);
         self.tell(Command::Begin {
@@ -117,14 +125,23 @@ impl Run<'_> {
             measure,
             end,
         });
-        let mut log = self.open_log()?;
+        let started =
+            SystemTime::now() + instant(measure).saturating_duration_since(Instant::now());
+        let mut log = self.open_log(started)?;
         let mut lines = JsonLines::new(std::io::stdout());
 
         let measure_begin = instant(measure);
         self.sleep_until(measure_begin, &signals);
         let before = Sample::take(server.as_ref());
         if self.args.json {
-            println!("{}", json!({ "type": "measuring" }));
+            lines.measuring(&Measuring {
+                version: env!("CARGO_PKG_VERSION"),
+                workload: self.workload,
+                endpoint: &self.endpoint.to_string(),
+                started_at: &rfc3339(started),
+                host_index: self.args.host.host_index,
+                hosts: self.args.host.hosts,
+            })?;
         }
         let mut intervals = Vec::new();
         // A short run may be over by now: what is counted only from `measure` on counts from zero.
@@ -196,7 +213,10 @@ impl Run<'_> {
                 published.tally.interrupted
             );
         }
-        let report = self.report(&published, intervals, measured, &before, &after);
+        let report = Report {
+            started_at: Some(rfc3339(started)),
+            ..self.report(&published, intervals, measured, &before, &after)
+        };
         if self.args.json {
             lines.report(&report)?;
         } else if self.report_on_stderr {
@@ -302,15 +322,8 @@ impl Run<'_> {
         let opened = self.read().tally.opened;
         self.engine.stop_now();
         self.engine.join()?;
-        eprintln!(
-            "ringmill: interrupted before the run began: {opened} of {} connections were open",
-            self.connections
-        );
-        Ok(if signals.count() > 1 {
-            Exit::Interrupted
-        } else {
-            Exit::Failed
-        })
+        let state = format!(": {opened} of {} connections were open", self.connections);
+        Ok(super::interrupted(signals, &state))
     }
 
     fn tell(&self, command: Command) {
@@ -353,7 +366,7 @@ impl Run<'_> {
         }
     }
 
-    fn open_log(&self) -> Result<Option<LogWriter<File>>> {
+    fn open_log(&self, started: SystemTime) -> Result<Option<LogWriter<File>>> {
         let Some(path) = &self.args.histogram else {
             return Ok(None);
         };
@@ -361,7 +374,7 @@ impl Run<'_> {
             File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
         Ok(Some(LogWriter::begin(
             file,
-            SystemTime::now(),
+            started,
             &[&self.endpoint.to_string()],
         )?))
     }

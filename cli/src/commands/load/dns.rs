@@ -166,6 +166,9 @@ pub(super) fn run(args: &DnsArgs) -> Result<Exit> {
     if on_stdout && args.run.json {
         return usage("--record - and --json both want standard output; record to a file");
     }
+    let part = args.run.host.part(args.sources.len() as u64)?;
+    // A range within the list.
+    let sources = &args.sources[part.start as usize..part.end as usize];
     let mut run_args = args.run.clone();
     if let Some(length) = plan.length() {
         run_args.duration = to_duration(length);
@@ -193,7 +196,7 @@ pub(super) fn run(args: &DnsArgs) -> Result<Exit> {
         seed: args.seed,
         timeout: args.timeout,
         record: args.record.as_deref(),
-        sources: &args.sources,
+        sources,
         reset: args.reset,
         run: &run_args,
         engine: &args.engine,
@@ -249,7 +252,7 @@ pub(crate) fn load(job: &Job<'_>) -> Result<Exit> {
         reopen: job.reopen,
         plan: Arc::clone(&plan),
         poisson: job.poisson,
-        seed: job.seed,
+        seed: job.run.host.seed(job.seed),
         queries: Arc::new(Queries::new(&job.questions, !datagrams)),
         timeout: from_duration(job.timeout),
         sources: job.sources.to_vec(),
@@ -300,6 +303,7 @@ pub(crate) fn load(job: &Job<'_>) -> Result<Exit> {
         ("timeout_s".to_owned(), json!(job.timeout.as_secs_f64())),
         ("sources".to_owned(), json!(job.sources)),
     ]);
+    settings.extend(job.run.host.seed_setting(job.seed));
     settings.retain(|_, value| !value.is_null());
     let run = Run {
         args: job.run,

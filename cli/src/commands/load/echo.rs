@@ -134,6 +134,10 @@ pub(super) fn run(args: &EchoArgs) -> Result<Exit> {
     let depth = args
         .depth
         .unwrap_or(if args.rate.is_some() { 1024 } else { 1 });
+    let host = &args.run.host;
+    let part = host.part(args.sources.len() as u64)?;
+    // No more than the list is long.
+    let sources = args.sources[part.start as usize..part.end as usize].to_vec();
     let config = Arc::new(Config {
         target,
         connections: args.connections,
@@ -141,10 +145,10 @@ pub(super) fn run(args: &EchoArgs) -> Result<Exit> {
         depth,
         arrivals,
         verify: !args.no_verify,
-        sources: args.sources.clone(),
+        sources,
         datagram_timeout: from_duration(args.timeout),
         messages: args.messages,
-        seed: args.seed,
+        seed: host.seed(args.seed),
         reset_on_close: args.reset,
     });
     let placement = launch::place(&args.engine, Some(args.connections), false)?;
@@ -197,6 +201,7 @@ pub(super) fn run(args: &EchoArgs) -> Result<Exit> {
         ("sources".to_owned(), json!(args.sources)),
         ("seed".to_owned(), json!(args.seed)),
     ]);
+    settings.extend(host.seed_setting(args.seed));
     if let Some(messages) = args.messages {
         settings.insert("messages".to_owned(), json!(messages));
     }

@@ -8,7 +8,9 @@ use serde_json::json;
 
 use crate::report::environment::Environment;
 use crate::report::steal::{MachineTimes, ProcessTimes, Usage};
-use crate::report::{Connections, Cpu, CpuUse, Datagrams, Interval, Latency, MULTICAST, Report};
+use crate::report::{
+    Connections, Cpu, CpuUse, Datagrams, Histograms, Interval, Latency, MULTICAST, Report, hlog,
+};
 
 use super::control::Run;
 
@@ -137,6 +139,9 @@ impl Run<'_> {
         settings.insert("shards".into(), json!(shards));
         settings.insert("cpus".into(), json!(cpus));
         settings.insert("driver".into(), json!(self.engine.driver()));
+        if let Some(moment) = self.args.start.in_words() {
+            settings.insert("start_at".into(), json!(moment));
+        }
         // Of DNS it is told in a part of its own.
         if self.dns.is_none() && (tally.unsent > 0 || tally.lateness_max_ns > 0) {
             settings.insert("lateness_max_ns".into(), json!(tally.lateness_max_ns));
@@ -198,6 +203,8 @@ impl Run<'_> {
             endpoint: self.endpoint.to_string(),
             settings,
             environment: Environment::collect(),
+            host_index: self.args.host.host_index,
+            hosts: self.args.host.hosts,
             duration_s: measured.as_secs_f64(),
             warmup_s: self.args.warmup.as_secs_f64(),
             connections: Connections {
@@ -213,6 +220,10 @@ impl Run<'_> {
             datagrams,
             response_time: Latency::from_histogram(&published.response),
             service_time: Latency::from_histogram(&published.service),
+            histograms: Histograms {
+                response: hlog::encode(&published.response).ok().flatten(),
+                service: hlog::encode(&published.service).ok().flatten(),
+            },
             cpu: Cpu {
                 client: client_cpu,
                 server,

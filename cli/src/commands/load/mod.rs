@@ -24,6 +24,9 @@ use clap::{Args, Subcommand};
 use crate::commands::tune::{LoadOnHost, TuneFlag};
 use crate::exit::{Exit, UsageError};
 use crate::fail_if::FailIf;
+use crate::many_hosts::HostArgs;
+use crate::signals::EndRequests;
+use crate::start::StartArgs;
 use crate::units;
 
 /// Flags of `ringmill load`.
@@ -101,6 +104,14 @@ pub struct RunArgs {
     /// Ask a ringmill server at this address (its --stats) for its CPU time.
     #[arg(long, value_name = "ADDR", value_parser = crate::args::parse_loopback_address)]
     pub server_stats: Option<std::net::SocketAddr>,
+
+    /// When it begins.
+    #[command(flatten)]
+    pub start: StartArgs,
+
+    /// Which of many hosts this is.
+    #[command(flatten)]
+    pub host: HostArgs,
 }
 
 /// Runs the load.
@@ -108,11 +119,43 @@ pub struct RunArgs {
 /// # Errors
 /// When no connection can be made, or the flags contradict each other.
 pub fn run(args: &LoadArgs) -> Result<Exit> {
+    let run = args.workload.run_args();
+    run.host.check()?;
+    let signals = EndRequests::watch(std::thread::current())?;
+    if !run.start.wait(OPENING_LEAD, &signals)? {
+        return Ok(interrupted(&signals, ""));
+    }
     match &args.workload {
         Workload::Echo(args) => echo::run(args),
         Workload::Dns(args) => dns::run(args),
         Workload::Flood(args) => flood::run(args),
         Workload::Multicast(args) => multicast::run(args),
+    }
+}
+
+impl Workload {
+    /// The flags that every workload has.
+    fn run_args(&self) -> &RunArgs {
+        match self {
+            Self::Echo(args) => &args.run,
+            Self::Dns(args) => &args.run,
+            Self::Flood(args) => &args.run,
+            Self::Multicast(args) => &args.run,
+        }
+    }
+}
+
+/// With `--start-at`, connections are opened so long before: tens of thousands take seconds, and a
+/// server need not hold them for hours.
+const OPENING_LEAD: Duration = Duration::from_secs(30);
+
+/// The user ended it before the first message; `state` says how far it had come.
+fn interrupted(signals: &EndRequests, state: &str) -> Exit {
+    eprintln!("ringmill: interrupted before the run began{state}");
+    if signals.count() > 1 {
+        Exit::Interrupted
+    } else {
+        Exit::Failed
     }
 }
 

@@ -40,6 +40,13 @@ impl Progress {
         }
     }
 
+    /// Connected, and the moment to begin is so far away.
+    pub(super) fn waiting(&self, left: Duration) {
+        if let Some(bar) = &self.0 {
+            bar.set_message(format!("begins in {}", units::format_duration(left)));
+        }
+    }
+
     /// One interval is over.
     pub(super) fn interval(&self, interval: &Interval, datagrams: bool) {
         let Some(bar) = &self.0 else { return };

@@ -30,8 +30,11 @@ use crate::endpoint::{Endpoint, Scheme};
 use crate::exit::{Exit, UsageError};
 use crate::fail_if::FailIf;
 use crate::launch::{self, Placement};
+use crate::many_hosts::HostArgs;
 use crate::report::server::Server;
 use crate::server_process::{ServerProcess, split};
+use crate::signals::EndRequests;
+use crate::start::StartArgs;
 use crate::units;
 
 /// Source addresses of `--self`, so that ports never run out: every address of 127.0.0.0/8 is this
@@ -137,6 +140,14 @@ pub struct SoakArgs {
     #[arg(long)]
     pub tls: bool,
 
+    /// When it begins.
+    #[command(flatten)]
+    pub start: StartArgs,
+
+    /// Which of many hosts this is.
+    #[command(flatten)]
+    pub host: HostArgs,
+
     /// How the engine runs.
     #[command(flatten)]
     pub engine: EngineArgs,
@@ -173,6 +184,26 @@ impl SoakArgs {
             [] if self.own_server => vec![OWN_SOURCES.parse().expect("a constant network")],
             chosen => chosen.to_vec(),
         }
+    }
+
+    /// Of those the part of this host, where there are many.
+    ///
+    /// # Errors
+    /// When there are fewer than hosts, or the host's index is wrong.
+    fn sources_of_host(&self) -> Result<Vec<Sources>, UsageError> {
+        let all = self.sources();
+        let part = self.host.part(all.iter().map(Sources::count).sum())?;
+        let mut before = 0;
+        let mut chosen = Vec::new();
+        for sources in all {
+            let end = before + sources.count();
+            let (low, high) = (part.start.max(before), part.end.min(end));
+            if low < high {
+                chosen.push(sources.part(low - before..high - before));
+            }
+            before = end;
+        }
+        Ok(chosen)
     }
 }
 
@@ -239,10 +270,19 @@ pub fn run(args: &SoakArgs) -> Result<Exit> {
             bail!(UsageError(format!("{endpoint} has no --sources")));
         }
     }
+    let sources = args.sources_of_host()?;
+    let signals = EndRequests::watch(std::thread::current())?;
+    if !args.start.wait(Duration::ZERO, &signals)? {
+        eprintln!("ringmill: interrupted before the soak began");
+        return Ok(if signals.count() > 1 {
+            Exit::Interrupted
+        } else {
+            Exit::Failed
+        });
+    }
     let kernel_before = Reading::take(None).kernel;
     let mut engine = args.engine.clone();
     let mut server = None;
-    let sources = args.sources();
     sources::check(&sources, sources::is_here)?;
     let endpoints = if args.own_server {
         let halves = split(&Topology::read().context("cannot read the machine's CPUs")?);
@@ -271,7 +311,7 @@ pub fn run(args: &SoakArgs) -> Result<Exit> {
         },
         connect_timeout: from_duration(args.connect_timeout),
         answer_timeout: from_duration(args.answer_timeout),
-        seed: args.seed,
+        seed: args.host.seed(args.seed),
     });
     let server_pid = match &server {
         Some(server) => Some(server.pid()),

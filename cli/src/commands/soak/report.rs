@@ -25,6 +25,12 @@ pub struct SoakReport {
     pub(super) endpoints: Vec<String>,
     pub(super) settings: BTreeMap<String, Value>,
     pub(super) environment: Environment,
+    /// Wall clock before the first connect, RFC 3339 in UTC.
+    pub(super) started_at: String,
+    /// Which of many hosts this is.
+    pub(super) host_index: Option<u32>,
+    /// How many hosts there are.
+    pub(super) hosts: Option<u32>,
     pub(super) opening: Opening,
     pub(super) hold: Hold,
     pub(super) connections: Connections,

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::io::Write as _;
 use std::path::Path;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use anyhow::{Result, bail};
 use hdrhistogram::Histogram;
@@ -25,9 +25,11 @@ use crate::endpoint::Endpoint;
 use crate::exit::Exit;
 use crate::launch::{self, Placement};
 use crate::metrics::{MetricsServer, Watched};
+use crate::report::json::{JsonLines, Measuring};
 use crate::report::{Environment, Latency};
 use crate::server_process::ServerProcess;
 use crate::signals::EndRequests;
+use crate::start::rfc3339;
 use crate::units::format_duration;
 
 /// Between two looks while connections are opened.
@@ -243,7 +245,18 @@ impl Run<'_> {
             kernel_before: self.kernel_before,
         };
         let mut readings = Readings::default();
-        let mut report = self.blank(&client);
+        let started_at = rfc3339(SystemTime::now());
+        if self.args.json {
+            JsonLines::new(std::io::stdout()).measuring(&Measuring {
+                version: env!("CARGO_PKG_VERSION"),
+                workload: "soak",
+                endpoint: &self.endpoints[0].to_string(),
+                started_at: &started_at,
+                host_index: self.args.host.host_index,
+                hosts: self.args.host.hosts,
+            })?;
+        }
+        let mut report = self.blank(&client, started_at);
 
         let opened = self.open(&mut client, &signals, &mut watch, &mut readings);
         if opened.is_err() {
@@ -531,13 +544,13 @@ impl Run<'_> {
         })
     }
 
-    fn blank(&self, client: &Client) -> SoakReport {
+    fn blank(&self, client: &Client, started_at: String) -> SoakReport {
         let args = self.args;
         let close = match args.churn_close {
             super::CloseArg::Fin => "FIN of this end",
             super::CloseArg::Rst => "RST of this end",
         };
-        let settings = BTreeMap::from(
+        let mut settings = BTreeMap::from(
             [
                 ("connections", json!(args.connections)),
                 ("open_rate", json!(args.open_rate.0)),
@@ -554,6 +567,10 @@ impl Run<'_> {
             ]
             .map(|(name, value)| (name.to_owned(), value)),
         );
+        settings.extend(args.host.seed_setting(args.seed));
+        if let Some(moment) = args.start.in_words() {
+            settings.insert("start_at".to_owned(), json!(moment));
+        }
         SoakReport {
             schema: SCHEMA_VERSION,
             version: env!("CARGO_PKG_VERSION").to_owned(),
@@ -562,6 +579,9 @@ impl Run<'_> {
             endpoints: self.endpoints.iter().map(ToString::to_string).collect(),
             settings,
             environment: Environment::collect(),
+            started_at,
+            host_index: args.host.host_index,
+            hosts: args.host.hosts,
             ..SoakReport::default()
         }
     }

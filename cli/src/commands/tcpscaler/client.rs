@@ -17,6 +17,8 @@ use crate::args::{EngineArgs, PlacementArgs};
 use crate::commands::load::{DnsJob, RunArgs, load_dns, plan_on_stdin};
 use crate::endpoint::{Endpoint, Host, Transport};
 use crate::exit::{Exit, UsageError};
+use crate::many_hosts::HostArgs;
+use crate::start::StartArgs;
 
 use super::Program;
 use super::options::{Options, RateSource};
@@ -60,6 +62,8 @@ pub(super) fn run(options: &Options) -> Result<Exit> {
         histogram: None,
         fail_if: Vec::new(),
         server_stats: None,
+        start: StartArgs::default(),
+        host: HostArgs::default(),
     };
     let engine = EngineArgs {
         placement: PlacementArgs {
