@@ -1877,14 +1877,21 @@ fn run_out_of_files(setting: &Setting) {
         echo_service().listen(any_port(false)),
         1,
     );
-    let spare = std::fs::File::open("/dev/null").unwrap();
+    let mut spare: Vec<_> = (0..8)
+        .map(|_| std::fs::File::open("/dev/null").unwrap())
+        .collect();
     let mut clients = Vec::new();
     while let Ok(client) = TcpStream::connect(ip_of(&engine, 0)) {
         clients.push(client);
     }
-    // The very last file: nothing is left for the other end.
-    drop(spare);
-    let mut last = TcpStream::connect(ip_of(&engine, 0)).unwrap();
+    // The very last file: nothing is left for the other end. That may take some before, for
+    // connections that were still in its queue.
+    let mut last = loop {
+        assert!(spare.pop().is_some(), "the other end takes all");
+        if let Ok(client) = TcpStream::connect(ip_of(&engine, 0)) {
+            break client;
+        }
+    };
     until("accepting has failed", || {
         engine.shard_totals().accept_pauses > 0
     });

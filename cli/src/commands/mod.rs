@@ -50,7 +50,6 @@ Examples:
   ringmill serve echo tcp://:7000 udp://:7000    serve on every core, for this machine only
   ringmill load echo tcp://:7000 -c 1000         load it from 1000 connections
   ringmill soak --self -c 100k                   hold very many connections, both ends here
-  ringmill run server.toml --check               check a file of services
 
 Endpoints: ':7000' is this machine only (127.0.0.1 and ::1), '*:7000' every address, or an address
 or name; 'unix:/path' is a Unix socket.
