@@ -81,6 +81,7 @@ on_each_driver! {
     a_stale_unix_socket_is_replaced,
     no_descriptor_is_leaked,
     accepting_pauses_while_files_are_short,
+    a_shard_without_streams_sleeps,
 }
 
 // ---- the driver, and refused features --------------------------------------------------------
@@ -1813,6 +1814,32 @@ fn count_descriptors(setting: &Setting) {
         let now = open_files();
         assert_eq!(*before.get_or_insert(now), now);
     }
+}
+
+fn a_shard_without_streams_sleeps(setting: &Setting) {
+    let limits = Limits {
+        idle_timeout: Some(Duration::from_secs(60)),
+        ..Limits::default()
+    };
+    let engine = echo(setting, limits, echo_service().listen(any_port(false)), 1);
+    let turns_in_a_second = || {
+        let before = engine.shard_totals().turns;
+        std::thread::sleep(Duration::from_secs(1));
+        engine.shard_totals().turns - before
+    };
+    let alone = turns_in_a_second();
+    assert!(alone <= 2, "{alone} turns before any stream");
+    let client = TcpStream::connect(ip_of(&engine, 0)).unwrap();
+    until("it is there", || engine.service_totals(0).accepted == 1);
+    // Now there is something to look at ten times a second.
+    let swept = turns_in_a_second();
+    assert!(swept >= 5, "{swept} turns with a stream");
+    drop(client);
+    until("it is gone", || engine.service_totals(0).closed == 1);
+    std::thread::sleep(Duration::from_millis(300));
+    let alone = turns_in_a_second();
+    assert!(alone <= 2, "{alone} turns after the last stream");
+    stop(engine);
 }
 
 fn accepting_pauses_while_files_are_short(setting: &Setting) {

@@ -21,7 +21,6 @@ use rand::rngs::SmallRng;
 pub(crate) use self::hosted::Guest;
 use self::hosted::{Hosted, MESSAGES_PER_TURN_MAX};
 use self::lifecycle::Held;
-use self::timers::{ENGINE, SWEEP, SWEEP_INTERVAL};
 use crate::control::{ControlState, Stop};
 use crate::driver::{
     BoundDatagramSocket, BoundListener, Driver, Event, STREAMS_PER_FLUSH_MAX, Tables, Wait,
@@ -49,6 +48,7 @@ pub(crate) struct Core {
     stop: Stop,
     random: SmallRng,
     sweep_at: u32,
+    sweep_armed: bool,
     accept_paused: bool,
     /// Until when a protocol wants the shard not to sleep.
     pub(crate) awake_until: Nanos,
@@ -128,6 +128,7 @@ impl Shard {
                 stop: Stop::Run,
                 random: SmallRng::seed_from_u64(u64::from(parts.id) + 1),
                 sweep_at: 0,
+                sweep_armed: false,
                 accept_paused: false,
                 awake_until: 0,
                 held: HashMap::new(),
@@ -143,13 +144,6 @@ impl Shard {
             work_left: true,
             ended: false,
         };
-        let limits = &shard.core.tables.limits;
-        if limits.idle_timeout.is_some() || limits.write_stall_timeout.is_some() {
-            shard
-                .core
-                .timers
-                .insert(now + SWEEP_INTERVAL, (ENGINE, SWEEP));
-        }
         for service in &mut shard.services {
             service.start(&mut shard.core);
         }
@@ -244,6 +238,7 @@ impl Shard {
         self.deliver_held();
         self.tell_of_room();
         self.tell_closed();
+        self.arm_sweep();
         self.follow_control();
         let rung = self.services.iter().map(|service| service.ring()).sum();
         self.core.tables.metrics.shard.doorbells.set(rung);

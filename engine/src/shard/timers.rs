@@ -20,12 +20,12 @@ const SWEEP_STEP: RangeInclusive<u32> = 256..=4096;
 const SWEEP_STEPS: u32 = 20;
 
 /// Between two sweep steps.
-pub(super) const SWEEP_INTERVAL: Nanos = 100_000_000;
+const SWEEP_INTERVAL: Nanos = 100_000_000;
 
 /// The engine's own timers.
 pub(super) const ENGINE: ServiceId = ServiceId::MAX;
 pub(super) const RESUME_ACCEPT: u64 = 0;
-pub(super) const SWEEP: u64 = 1;
+const SWEEP: u64 = 1;
 pub(super) const DRAIN_DEADLINE: u64 = 2;
 
 impl Shard {
@@ -53,13 +53,25 @@ impl Shard {
                 }
             }
             SWEEP => {
+                core.sweep_armed = false;
                 self.sweep();
-                let core = &mut self.core;
-                core.timers
-                    .insert(core.now + SWEEP_INTERVAL, (ENGINE, SWEEP));
             }
             DRAIN_DEADLINE => self.close_everything(),
             _ => {}
+        }
+    }
+
+    /// Sweeps go on while there is a stream and a timeout: a shard with nothing to do sleeps.
+    pub(super) fn arm_sweep(&mut self) {
+        let core = &mut self.core;
+        if core.sweep_armed || core.tables.streams.live() == 0 {
+            return;
+        }
+        let limits = &core.tables.limits;
+        if limits.idle_timeout.is_some() || limits.write_stall_timeout.is_some() {
+            core.sweep_armed = true;
+            let at = core.now + SWEEP_INTERVAL;
+            core.timers.insert(at, (ENGINE, SWEEP));
         }
     }
 

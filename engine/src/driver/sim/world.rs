@@ -497,6 +497,8 @@ impl World {
         limit: Nanos,
     ) -> Result<(), Stuck> {
         let deadline = self.now().saturating_add(limit);
+        // What came from outside: a stop, a message.
+        self.wake_shards();
         while !done(self) {
             match self.next_at() {
                 None => return Err(self.stuck("nothing is left to happen")),
@@ -516,6 +518,7 @@ impl World {
     /// Runs for a length of virtual time.
     pub fn run_for(&mut self, time: Duration) {
         let deadline = self.now().saturating_add(from_duration(time));
+        self.wake_shards();
         while self.next_at().is_some_and(|at| at <= deadline) {
             self.step();
         }
@@ -697,15 +700,14 @@ impl World {
         let now = network.now;
         for slot in self.engines.iter_mut().flat_map(|engine| &mut engine.slots) {
             let Some(shard) = &slot.shard else { continue };
-            if network.ports[slot.port].has_events(now) {
-                // A wake-up in the far future (an early timer) is not what this is about.
-                let wake_time = &network.config.wake_time;
-                let soon = now + wake_time.end;
-                if slot.wake_at.is_none_or(|at| at > soon) {
-                    slot.wake_at = Some(now + network.random.within(wake_time));
-                }
+            // A wake-up in the far future (an early timer) is not what this is about.
+            let wake_time = &network.config.wake_time;
+            let soon = now + wake_time.end;
+            let sleeps = |slot: &Slot| slot.wake_at.is_none_or(|at| at > soon);
+            if network.ports[slot.port].has_events(now) && sleeps(slot) {
+                slot.wake_at = Some(now + network.random.within(wake_time));
             }
-            if slot.message_at.is_none() && slot.wake_at.is_none() && shard.has_work() {
+            if slot.message_at.is_none() && sleeps(slot) && shard.has_work() {
                 let delay = if network
                     .random
                     .happens(network.config.faults.late_message_wake)
