@@ -4,8 +4,10 @@
 //! several. Only what is missing is added, so only what was added is ever removed.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::IpAddr;
 use std::str::FromStr;
+
+use ringmill_protocols::soak::{AddressError, Sources};
 
 /// Addresses that a card is given at most: 256 make sixteen million connections to one destination, and
 /// each is a setting with a record of its own.
@@ -78,44 +80,17 @@ impl SourcesArg {
     }
 }
 
-/// One address, or those of a network without its first and last where it has more than two.
-fn range(text: &str) -> Result<Vec<IpAddr>, String> {
-    let wrong = || format!("'{text}' is neither an address nor a network such as 10.0.1.0/28");
-    let Some((address, bits)) = text.split_once('/') else {
-        return Ok(vec![text.parse().map_err(|_| wrong())?]);
-    };
-    let address: IpAddr = address.parse().map_err(|_| wrong())?;
-    let bits: u32 = bits.parse().map_err(|_| wrong())?;
-    let width = match address {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    };
-    let host_bits = width - Some(bits).filter(|bits| *bits <= width).ok_or_else(wrong)?;
-    let first = match address {
-        IpAddr::V4(address) => u128::from(address.to_bits()),
-        IpAddr::V6(address) => address.to_bits(),
-    };
-    let count = 1_u128.checked_shl(host_bits).unwrap_or(0);
-    // 2^128 does not fit, and is too many as well.
-    if count == 0 || count > ADDRESSES_MAX as u128 + 2 {
+/// The addresses of a range as `ringmill soak` understands it, if a card may be given so many.
+fn range(text: &str) -> Result<impl Iterator<Item = IpAddr>, String> {
+    let range: Sources = text
+        .parse()
+        .map_err(|error: AddressError| error.to_string())?;
+    if range.count() > ADDRESSES_MAX as u64 {
         return Err(format!(
             "'{text}' has too many addresses; a card is given at most {ADDRESSES_MAX}"
         ));
     }
-    if first % count != 0 {
-        return Err(format!(
-            "'{text}' is an address in a network: give the network's own first address"
-        ));
-    }
-    let edge = u128::from(count > 2);
-    let numbers = first + edge..first + count - edge;
-    Ok(numbers
-        .map(|number| match address {
-            // No more than 32 bits of a network of this version are set.
-            IpAddr::V4(_) => IpAddr::V4(Ipv4Addr::from_bits(number as u32)),
-            IpAddr::V6(_) => IpAddr::V6(Ipv6Addr::from_bits(number)),
-        })
-        .collect())
+    Ok((0..range.count()).map(move |number| range.address(number)))
 }
 
 /// How wanted addresses stand on a host.
@@ -188,8 +163,8 @@ mod tests {
         for (text, words) in [
             ("many", "neither a number nor addresses"),
             ("10.0.1.300", "neither an address nor a network"),
-            ("10.0.1.0/33", "neither an address nor a network"),
-            ("10.0.1.7/24", "the network's own first address"),
+            ("10.0.1.0/33", "a prefix of 0 to 32 bits"),
+            ("10.0.1.7/24", "for the whole network write 10.0.1.0/24"),
             ("10.0.0.0/16", "too many addresses"),
             ("::/0", "too many addresses"),
             ("10.0.1.0/24,10.0.2.0/24", "are 508 addresses"),

@@ -200,6 +200,18 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_part_has_the_addresses_of_its_numbers() {
+        let all: Sources = "10.0.0.0/28".parse().unwrap();
+        assert_eq!(all.count(), 14);
+        let parts = [0..5, 5..10, 10..14].map(|numbers| all.part(numbers));
+        let of_parts = parts
+            .iter()
+            .flat_map(|part| (0..part.count()).map(|number| part.address(number)));
+        let of_all = (0..14).map(|number| all.address(number));
+        assert!(of_parts.eq(of_all));
+    }
+
+    #[test]
     fn ranges_of_addresses() {
         for (text, count, first, last) in [
             ("10.0.0.7", 1, "10.0.0.7", "10.0.0.7"),
