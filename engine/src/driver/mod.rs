@@ -412,6 +412,18 @@ pub(crate) enum Wait {
     Forever,
 }
 
+impl Wait {
+    /// The same wait, ended by that moment.
+    pub(crate) fn not_past(self, end: Nanos) -> Self {
+        match self {
+            Self::Poll => Self::Poll,
+            Self::Until(deadline) => Self::Until(deadline.min(end)),
+            Self::Gather(deadline) => Self::Gather(deadline.min(end)),
+            Self::Forever => Self::Until(end),
+        }
+    }
+}
+
 /// Streams sent to before the driver looks for events again. What arrives while many are sent to, as in
 /// a chat, joins what has not left yet, and nobody waits for a thousand sends; far fewer would make the
 /// system calls cost.

@@ -74,11 +74,11 @@ impl Crowd {
         for _ in 0..1 + self.dice.below(3) {
             if self.dice.one_in(20) {
                 // Nobody may get this one.
-                text += &format!("s{log}:{said} {}\n", "x".repeat(LINE_MAX));
+                text += &format!("s{log}:{said} {};\n", "x".repeat(LINE_MAX));
                 continue;
             }
             text += &format!(
-                "s{log}:{said} {}\n",
+                "s{log}:{said} {};\n",
                 ".".repeat(self.dice.below(200) as usize)
             );
             said += 1;
@@ -185,6 +185,8 @@ enum Said {
     Admin(u64),
     /// Which connection, and which of its lines.
     By(usize, u64),
+    /// A connection's last line, which its end cut.
+    Cut,
 }
 
 fn read_line(line: &str) -> Said {
@@ -198,6 +200,9 @@ fn read_line(line: &str) -> Said {
         Said::Admin(number(rest))
     } else {
         let rest = line.strip_prefix('s').unwrap_or_else(|| panic!("{line:?}"));
+        let Some(rest) = rest.strip_suffix(';') else {
+            return Said::Cut;
+        };
         let (who, rest) = rest.split_once(':').unwrap_or_else(|| panic!("{line:?}"));
         let (which, dots) = rest.split_once(' ').unwrap_or_else(|| panic!("{line:?}"));
         assert!(dots.bytes().all(|byte| byte == b'.'), "{line:?}");
@@ -217,10 +222,12 @@ fn lines_of(log: &Log) -> Vec<Said> {
 fn check(lines: &[Said], logs: &[Log], what: &str) {
     let mut next: HashMap<usize, u64> = HashMap::new();
     let mut next_admin = 0;
+    let mut cut = 0;
     for (at, line) in lines.iter().enumerate() {
         match *line {
             Said::Greeting => assert_eq!(at, 0, "{what}: greeted first, and once"),
             Said::Leave => {}
+            Said::Cut => cut += 1,
             Said::Admin(number) => {
                 assert!(number >= next_admin, "{what}: admin {number} again or late");
                 next_admin = number + 1;
@@ -236,6 +243,7 @@ fn check(lines: &[Said], logs: &[Log], what: &str) {
             }
         }
     }
+    assert!(cut <= logs.len(), "{what}: {cut} lines cut");
 }
 
 /// How a seed's chat is set up.

@@ -57,6 +57,10 @@ const INCREMENTAL_BUFFER_LEN: usize = 64 << 10;
 /// One buffer that a protocol fills.
 const FILL_BUFFER_LEN: usize = 64 << 10;
 
+/// The longest sleep on sends whose outcome is not yet taken: they end within the call that sleeps and
+/// say so only when they fail, but their counters and their buffers wait for the next turn.
+const UNSETTLED_MAX: Nanos = 100_000_000;
+
 /// What the driver is allowed to use.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
@@ -461,16 +465,19 @@ impl Driver for Uring {
         // Receives that wait for a buffer may get one that is being sent from.
         let sending = !self.tried.is_empty() || !self.tried_messages.is_empty();
         self.outcome_awaited |= sending && !self.starved.is_empty();
-        let wait = if std::mem::take(&mut self.outcome_awaited) {
+        let mut wait = if std::mem::take(&mut self.outcome_awaited) {
             Wait::Poll
         } else {
             wait
         };
-        let now = if matches!(wait, Wait::Until(_) | Wait::Gather(_)) {
-            monotonic_now()
-        } else {
-            0
+        let now = match wait {
+            Wait::Poll => 0,
+            Wait::Forever if !sending => 0,
+            _ => monotonic_now(),
         };
+        if sending {
+            wait = wait.not_past(now + UNSETTLED_MAX);
+        }
         self.ring.submit_and_wait(wait, now)?;
         self.take_completions(tables, events)?;
         if !self.tried.is_empty() || !self.again.is_empty() {
