@@ -38,6 +38,9 @@ const END_PATIENCE: Duration = Duration::from_secs(10);
 const INTERVALS_MAX: usize = 86_400;
 /// How long a shard may take to say what it has after it was told to stop.
 const STOP_PATIENCE: Duration = Duration::from_secs(1);
+/// How long the last interval waits for what shards have counted and not published yet: on a busy host
+/// it would tell less than the report.
+const LAST_INTERVAL_PATIENCE: Duration = Duration::from_millis(200);
 
 /// One run, from connecting to the report.
 pub(super) struct Run<'a> {
@@ -151,12 +154,15 @@ impl Run<'_> {
         let measure_end = instant(end);
         loop {
             self.sleep_until(measure_end.min(last_at + Duration::from_secs(1)), &signals);
+            if Instant::now() >= measure_end {
+                self.wait_done(LAST_INTERVAL_PATIENCE, || signals.count() > 0);
+            }
             // Looked at before reading: nothing is published after it.
             let done = self.all(Phase::Done);
             let now = self.read();
             let now_at = match instant(now.tally.measured_until) {
                 until if done && until > last_at => until,
-                _ => Instant::now().max(last_at),
+                _ => Instant::now().min(measure_end).max(last_at),
             };
             let interval = self.interval(&last, &now, last_at - measure_begin, now_at - last_at);
             if let Some(log) = &mut log {

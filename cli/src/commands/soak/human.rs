@@ -29,16 +29,16 @@ pub(super) struct Row {
     pub(super) churned: u64,
     pub(super) messages_per_s: f64,
     pub(super) response: Option<Latency>,
-    pub(super) client_bytes: Option<u64>,
-    pub(super) server_bytes: Option<u64>,
-    pub(super) kernel_bytes: Option<u64>,
+    pub(super) client_bytes: Option<i64>,
+    pub(super) server_bytes: Option<i64>,
+    pub(super) kernel_bytes: Option<i64>,
 }
 
 const HEAD: &str = "    time       live opening  opened/s  failed    lost  churned      msg/s       p50       p99  this end    server    kernel  ";
 
 impl Row {
     fn line(&self) -> String {
-        let bytes = |bytes: Option<u64>| bytes.map_or_else(|| "-".into(), format_bytes);
+        let bytes = |bytes: Option<i64>| bytes.map_or_else(|| "-".into(), format_growth);
         let time = |of: fn(&Latency) -> u64| {
             let response = self.response.as_ref();
             response.map_or_else(|| "-".into(), |r| format_latency_ns(of(r) as f64))
@@ -156,6 +156,12 @@ fn causes<'a>(by: impl IntoIterator<Item = (&'a &'static str, &'a u64)>) -> Stri
     }
 }
 
+/// Bytes that may have become fewer.
+fn format_growth(bytes: i64) -> String {
+    let sign = if bytes < 0 { "-" } else { "" };
+    format!("{sign}{}", format_bytes(bytes.unsigned_abs()))
+}
+
 fn cost(name: &str, cost: Option<&Cost>) -> String {
     let Some(cost) = cost else {
         return format!("  {name}: not known\n");
@@ -163,17 +169,13 @@ fn cost(name: &str, cost: Option<&Cost>) -> String {
     let mut text = match (cost.per_connection_bytes, cost.fixed_bytes) {
         (Some(each), Some(fixed)) => format!(
             "  {name}: {each:.0} bytes per connection and {} fixed",
-            format_bytes(fixed.max(0.0) as u64)
+            format_growth(fixed as i64)
         ),
-        _ => format!("  {name}: {}", format_bytes(cost.full_bytes)),
+        _ => format!("  {name}: {}", format_growth(cost.full_bytes)),
     };
     if let Some(growth) = cost.growth_bytes_per_hour {
-        let sign = if growth < 0.0 { "-" } else { "+" };
-        let _ = write!(
-            text,
-            ", {sign}{} per hour",
-            format_bytes(growth.abs() as u64)
-        );
+        let sign = if growth < 0.0 { "" } else { "+" };
+        let _ = write!(text, ", {sign}{} per hour", format_growth(growth as i64));
     }
     text.push('\n');
     text

@@ -19,14 +19,14 @@ const SLOPE_CONNECTIONS_MIN: u64 = 2_000;
 /// Growth per hour of a shorter half of the hold would be noise times a large number.
 const GROWTH_TIME_MIN: Duration = Duration::from_secs(30);
 /// Kernel pages are so large on every Linux that ringmill runs on here; TCP counts in them.
-const PAGE_BYTES: u64 = 4096;
+const PAGE_BYTES: i64 = 4096;
 
-/// Memory at one moment, bytes.
+/// Memory at one moment, bytes. Signed, as a growth may be.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(super) struct Reading {
-    pub(super) client: Option<u64>,
-    pub(super) server: Option<u64>,
-    pub(super) kernel: Option<u64>,
+    pub(super) client: Option<i64>,
+    pub(super) server: Option<i64>,
+    pub(super) kernel: Option<i64>,
 }
 
 impl Reading {
@@ -50,25 +50,26 @@ impl Reading {
 }
 
 impl Reading {
-    /// With the kernel's growth since an earlier reading in the place of its total.
-    pub(super) fn kernel_since(self, before: Option<u64>) -> Self {
+    /// With the kernel's growth since an earlier reading in the place of its total. It is negative when
+    /// others gave back more than was taken.
+    pub(super) fn kernel_since(self, before: Option<i64>) -> Self {
         let kernel = self.kernel.zip(before);
         Self {
-            kernel: kernel.map(|(now, before)| now.saturating_sub(before)),
+            kernel: kernel.map(|(now, before)| now - before),
             ..self
         }
     }
 }
 
 /// The value of a line `Name:   123 kB`, in bytes.
-fn keyed_kb(text: &str, name: &str) -> Option<u64> {
+fn keyed_kb(text: &str, name: &str) -> Option<i64> {
     let value = text.lines().find_map(|line| line.strip_prefix(name))?;
-    let kb: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    let kb: i64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kb * 1024)
 }
 
 /// The pages that TCP buffers hold: the number after `mem` in the line of TCP.
-fn tcp_pages(sockstat: &str) -> Option<u64> {
+fn tcp_pages(sockstat: &str) -> Option<i64> {
     let line = sockstat
         .lines()
         .find_map(|line| line.strip_prefix("TCP:"))?;
@@ -81,9 +82,9 @@ fn tcp_pages(sockstat: &str) -> Option<u64> {
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize)]
 pub(super) struct Cost {
     /// With all connections open, before traffic.
-    pub(super) full_bytes: u64,
+    pub(super) full_bytes: i64,
     /// At the end of the hold.
-    pub(super) end_bytes: u64,
+    pub(super) end_bytes: i64,
     /// Between half and all of the connections; none when they are too few to tell.
     pub(super) per_connection_bytes: Option<f64>,
     /// What is there without a connection: rings, buffers, the program. From the slope.
@@ -121,7 +122,7 @@ impl Readings {
     }
 
     /// What one of the three came to.
-    pub(super) fn cost(&self, of: fn(&Reading) -> Option<u64>) -> Option<Cost> {
+    pub(super) fn cost(&self, of: fn(&Reading) -> Option<i64>) -> Option<Cost> {
         let (live, full) = self.full.as_ref()?;
         let full_bytes = of(full)?;
         let slope = self.half.as_ref().and_then(|(before, half)| {
@@ -136,7 +137,7 @@ impl Readings {
             .collect();
         Some(Cost {
             full_bytes,
-            end_bytes: held.last().map_or(full_bytes, |(_, bytes)| *bytes as u64),
+            end_bytes: held.last().map_or(full_bytes, |(_, bytes)| *bytes as i64),
             per_connection_bytes: slope,
             fixed_bytes: slope.map(|slope| full_bytes as f64 - slope * *live as f64),
             growth_bytes_per_hour: growth_per_s(&held[held.len() / 2..])
@@ -163,7 +164,7 @@ fn growth_per_s(points: &[(f64, f64)]) -> Option<f64> {
 mod tests {
     use super::*;
 
-    fn client(bytes: u64) -> Reading {
+    fn client(bytes: i64) -> Reading {
         Reading {
             client: Some(bytes),
             ..Reading::default()
@@ -179,9 +180,9 @@ mod tests {
         readings.full(10_000, client(1_000_000 + 10_000 * 80));
         for second in 0..=70 {
             // It grows quickly at first.
-            let early = 35_u64.saturating_sub(second) * 1000;
+            let early = (35 - second).max(0) * 1000;
             readings.held(
-                Duration::from_secs(second),
+                Duration::from_secs(second as u64),
                 client(2_000_000 + second * 100 - early),
             );
         }
@@ -208,6 +209,21 @@ mod tests {
             (None, None)
         );
         assert_eq!((cost.full_bytes, cost.end_bytes), (2, 4));
+    }
+
+    #[test]
+    fn what_others_give_back_does_not_hide_the_cost() {
+        let kernel = |bytes| Reading {
+            kernel: Some(bytes),
+            ..Reading::default()
+        };
+        let before = Some(900_000_000);
+        let mut readings = Readings::default();
+        readings.opening(5_000, 10_000, || kernel(100_000_000).kernel_since(before));
+        readings.full(10_000, kernel(140_000_000).kernel_since(before));
+        let cost = readings.cost(|reading| reading.kernel).expect("read");
+        assert_eq!(cost.per_connection_bytes, Some(8_000.0));
+        assert_eq!(cost.full_bytes, -760_000_000);
     }
 
     #[test]

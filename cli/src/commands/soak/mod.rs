@@ -167,7 +167,13 @@ impl SoakArgs {
         let sources = match self.source_ports {
             // The kernel does not choose ports then, so its range of them limits nothing.
             Some(_) => u64::MAX,
-            None => self.sources().iter().map(Sources::count).sum(),
+            // A part that cannot be told is refused when the soak begins.
+            None => self
+                .sources_of_host()
+                .unwrap_or_else(|_| self.sources())
+                .iter()
+                .map(Sources::count)
+                .sum(),
         };
         LoadOnHost::of_soak(
             self.connections,

@@ -68,7 +68,7 @@ pub(super) struct Run<'a> {
     pub(super) server_pid: Option<u32>,
     pub(super) notes: Vec<String>,
     /// The kernel's memory before anything was started.
-    pub(super) kernel_before: Option<u64>,
+    pub(super) kernel_before: Option<i64>,
     /// What went wrong with the server of `--self`, in sentences of the report.
     pub(super) troubles: Vec<String>,
 }
@@ -142,7 +142,7 @@ struct Watch {
     last: Published,
     last_at: Instant,
     server_pid: Option<u32>,
-    kernel_before: Option<u64>,
+    kernel_before: Option<i64>,
 }
 
 impl Watch {
