@@ -25,7 +25,7 @@ const MESSAGES_PER_S: f64 = 20_000.0;
 const USER_BYTES_MAX: f64 = 128.0;
 const OPEN_RATE_MIN: f64 = 30_000.0;
 /// Slower than this it is not worth waiting for.
-const OPEN_RATE_PATIENCE: f64 = 5_000.0;
+const OPEN_RATE_PATIENCE: f64 = 1_500.0;
 /// Beyond opening and holding: starting, closing, the report.
 const GRACE: Duration = Duration::from_secs(180);
 
