@@ -23,9 +23,13 @@ const SECONDS: f64 = 60.0;
 const CONNECTIONS: u64 = 1_000;
 /// unbound on one CPU takes more; this is a run of correctness, not of its limit.
 const RATE: u64 = 20_000;
-const NAME: &str = "www.bench.example";
+/// What users begin with, and the name it answers.
+const CONFIGURATION: &str = include_str!("../../../../tuning/unbound-many-tcp.conf");
+const NAME: &str = "example.com";
 /// unbound cuts its patience with idle connections when half of what it may hold is taken.
 const ROOM: u64 = 4;
+/// What CONFIGURATION has room for.
+const SLOTS: u64 = 4_000;
 const START_TIMEOUT: Duration = Duration::from_secs(10);
 
 pub(super) fn run(setup: &Setup) -> anyhow::Result<Outcome> {
@@ -38,7 +42,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Outcome> {
     let title = format!("{connections} TCP connections, {rate} queries/s, {seconds} s");
     eprintln!("dns-unbound: {title}");
     let load = load_line(setup, "PORT", connections, rate, seconds);
-    let shown = ["unbound -d -c unbound.conf".to_owned()]
+    let shown = ["unbound -d -c tuning/unbound-many-tcp.conf".to_owned()]
         .into_iter()
         .chain(load.ok().map(|line| line.shown()));
     let candidates = [Candidate {
@@ -89,14 +93,7 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Outcome> {
             goals,
         }],
         notes: vec![
-            format!(
-                "unbound.conf: {}",
-                configuration("PORT", connections, Path::new("FOLDER"))
-                    .lines()
-                    .map(str::trim)
-                    .collect::<Vec<_>>()
-                    .join("; ")
-            ),
+            "its configuration is tuning/unbound-many-tcp.conf, at a port of its own".into(),
             "each query is matched with its answer or, after 5 s or when its connection ends, lost: the load \
              waits for the last ones"
                 .into(),
@@ -119,16 +116,12 @@ fn load_line(
     )))
 }
 
-/// What unbound needs to answer from its own data, and to hold that many connections.
-fn configuration(port: &str, connections: u64, folder: &Path) -> String {
-    format!(
-        "server:\n  interface: 127.0.0.1@{port}\n  do-udp: no\n  do-ip6: no\n  num-threads: 1\n  \
-         incoming-num-tcp: {}\n  tcp-idle-timeout: 120000\n  access-control: 127.0.0.0/8 allow\n  \
-         chroot: \"\"\n  username: \"\"\n  directory: \"{}\"\n  pidfile: \"\"\n  use-syslog: no\n  \
-         do-daemonize: no\n  module-config: \"iterator\"\n  local-zone: \"bench.example.\" static\n  \
-         local-data: \"{NAME}. 3600 IN A 192.0.2.1\"\nremote-control:\n  control-enable: no\n",
-        connections * ROOM,
-        folder.display(),
+/// The example for users at a port of its own, with slots for as many connections.
+fn configuration(port: u16, connections: u64) -> String {
+    let slots = SLOTS.max(connections * ROOM);
+    CONFIGURATION.replace("@5353", &format!("@{port}")).replace(
+        &format!("incoming-num-tcp: {SLOTS}"),
+        &format!("incoming-num-tcp: {slots}"),
     )
 }
 
@@ -154,7 +147,7 @@ fn start_unbound(setup: &Setup, folder: &Path, connections: u64) -> anyhow::Resu
         .context("no --unbound PATH was given")?;
     let port = free_port()?;
     let file = folder.join("unbound.conf");
-    fs::write(&file, configuration(&port.to_string(), connections, folder))?;
+    fs::write(&file, configuration(port, connections))?;
     let line = Line::new(program).args("-d -c").joined(&Line::new(&file));
     let line = match package_root(program) {
         Some(root) if root != Path::new("/") => with_libraries(root, &line),
@@ -223,4 +216,18 @@ fn measure(setup: &Setup, connections: u64, rate: u64, seconds: f64) -> anyhow::
         noise: window.noise,
         detail: report,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_example_is_changed_in_its_port_and_slots() {
+        let text = configuration(1234, 100);
+        assert!(text.contains("\n    interface: 127.0.0.1@1234\n"), "{text}");
+        assert!(text.contains("\n    incoming-num-tcp: 4000\n"), "{text}");
+        let text = configuration(1234, 2_000);
+        assert!(text.contains("\n    incoming-num-tcp: 8000\n"), "{text}");
+    }
 }

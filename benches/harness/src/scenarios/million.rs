@@ -110,8 +110,8 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Outcome> {
     Ok(Outcome {
         scenario: "million",
         about: "`ringmill soak --self` opens the connections as fast as they are accepted, holds them with \
-                traffic of which every byte is compared, and closes them; server and client have a CPU each. \
-                Beside it, two bare loops of connect and accept.",
+                traffic of which every byte is compared, and closes them; server and client share both CPUs. \
+                Beside it, two bare loops of connect and accept, each on a CPU.",
         columns: vec![
             column("opened_per_s", "connections opened/s", 1.0, 0).with_ratio(),
             column("connect_p50_ns", "connect p50, ms", 1e6, 2),
@@ -160,8 +160,7 @@ fn soak_line(setup: &Setup, connections: u64, hold_s: f64, rate: f64) -> anyhow:
     let patience_s = (connections as f64 / OPEN_RATE_PATIENCE).max(30.0);
     Ok(setup.ringmill()?.args(&format!(
         "soak --self --connections {connections} --open-rate {open_rate} --open-timeout {patience_s:.0}s \
-         --rate {rate} --hold {hold_s:.0}s --server-cpus {} --cpus {} --json",
-        setup.server_cpu, setup.load_cpu
+         --rate {rate} --hold {hold_s:.0}s --json"
     )))
 }
 

@@ -13,10 +13,10 @@ use std::ops::RangeInclusive;
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Result, bail};
 use clap::{Args, ValueEnum};
 use ringmill_engine::time::from_duration;
-use ringmill_engine::topology::{CpuList, Topology};
+use ringmill_engine::topology::CpuList;
 use ringmill_engine::{Address, DriverChoice, uring};
 use ringmill_protocols::soak::{Addresses, ChurnClose, Config, MESSAGE_LEN_MAX, Sources};
 
@@ -32,7 +32,7 @@ use crate::fail_if::FailIf;
 use crate::launch::{self, Placement};
 use crate::many_hosts::HostArgs;
 use crate::report::server::Server;
-use crate::server_process::{ServerProcess, split};
+use crate::server_process::ServerProcess;
 use crate::signals::EndRequests;
 use crate::start::StartArgs;
 use crate::units;
@@ -63,7 +63,7 @@ pub struct SoakArgs {
     #[arg(long, value_name = "N", requires = "own_server", default_value = "4", value_parser = clap::value_parser!(u16).range(1..=64))]
     pub ports: u16,
 
-    /// CPUs of the server of --self; without, it has half of them.
+    /// CPUs of the server of --self; without, those of this end.
     #[arg(long, value_name = "LIST", requires = "own_server")]
     pub server_cpus: Option<CpuList>,
 
@@ -287,14 +287,11 @@ pub fn run(args: &SoakArgs) -> Result<Exit> {
         });
     }
     let kernel_before = Reading::take(None).kernel;
-    let mut engine = args.engine.clone();
+    let engine = &args.engine;
     let mut server = None;
     sources::check(&sources, sources::is_here)?;
     let endpoints = if args.own_server {
-        let halves = split(&Topology::read().context("cannot read the machine's CPUs")?);
-        engine.cpus.get_or_insert(halves.client);
-        let cpus = args.server_cpus.clone().unwrap_or(halves.server);
-        let started = start_server(args, &cpus)?;
+        let started = start_server(args)?;
         let endpoints = started.endpoints().to_vec();
         server = Some(started);
         endpoints
@@ -302,8 +299,8 @@ pub fn run(args: &SoakArgs) -> Result<Exit> {
         args.endpoints.clone()
     };
     let targets = targets(&endpoints, &sources)?;
-    let placement = launch::place(&engine, Some(args.connections), false)?;
-    let notes = notes(args, &engine, &placement, &targets, &sources)?;
+    let placement = launch::place(engine, Some(args.connections), false)?;
+    let notes = notes(args, engine, &placement, &targets, &sources)?;
     let config = Arc::new(Config {
         addresses: Addresses::new(targets, sources, args.source_ports.clone()),
         connections: args.connections,
@@ -328,7 +325,7 @@ pub fn run(args: &SoakArgs) -> Result<Exit> {
     };
     Run {
         args,
-        engine_args: &engine,
+        engine_args: engine,
         endpoints: &endpoints,
         placement: &placement,
         config,
@@ -341,18 +338,20 @@ pub fn run(args: &SoakArgs) -> Result<Exit> {
     .go()
 }
 
-fn start_server(args: &SoakArgs, cpus: &CpuList) -> Result<ServerProcess> {
+/// The server shares the CPUs of this end if it has none of its own: over loopback the end that connects
+/// does the kernel's work of both, and on separate CPUs the server's would be idle meanwhile.
+fn start_server(args: &SoakArgs) -> Result<ServerProcess> {
     let room = args.connections / 32 + SERVER_ROOM;
-    let flags = [
-        "--cpus",
-        &cpus.to_string(),
-        "--driver",
-        args.engine.driver.name(),
-        "--max-connections",
-        &(args.connections + room).to_string(),
-    ];
+    let connections = (args.connections + room).to_string();
+    let driver = args.engine.driver.name();
+    let mut flags = ["--driver", driver, "--max-connections", &connections]
+        .map(str::to_owned)
+        .to_vec();
+    if let Some(cpus) = args.server_cpus.as_ref().or(args.engine.cpus.as_ref()) {
+        flags.extend(["--cpus".to_owned(), cpus.to_string()]);
+    }
     let endpoints = vec!["tcp://127.0.0.1:0"; usize::from(args.ports)];
-    ServerProcess::echo(&endpoints, &flags.map(str::to_owned))
+    ServerProcess::echo(&endpoints, &flags)
 }
 
 /// The addresses behind the endpoints, of the IP version of the sources.
