@@ -244,6 +244,29 @@ fn liar(lie: impl Fn(u32, &[u8]) -> Vec<Vec<u8>> + Send + 'static) -> String {
     format!("tcp://{address}")
 }
 
+/// The rate of opening is that of the beginning: what is opened again later would raise it.
+#[test]
+fn connections_opened_again_are_not_in_the_opening() {
+    let listener = TcpListener::bind("127.0.0.1:0").expect("a port");
+    let endpoint = format!("tcp://{}", listener.local_addr().expect("an address"));
+    // Each connection ends with its first query.
+    std::thread::spawn(move || {
+        for stream in listener.incoming().map_while(Result::ok) {
+            std::thread::spawn(move || (&stream).read_exact(&mut [0; 2]));
+        }
+    });
+    for driver in drivers() {
+        let flags = ["-c", "4", "--rate", "100", "-d", "1s", "--reopen"];
+        let load = Load::dns(&endpoint, &[&flags[..], &["--driver", driver]].concat());
+        let dns = &load.report["dns"];
+        assert_eq!(dns["opened"], 4, "{load:#?}");
+        let opening_s = dns["opening_s"].as_f64().unwrap();
+        let per_s = dns["opened_per_s"].as_f64().unwrap();
+        assert!((per_s * opening_s - 4.0).abs() < 1e-6, "{load:#?}");
+        assert!(load.count("connections.opened") > 20, "{load:#?}");
+    }
+}
+
 #[test]
 fn lies_are_counted_for_what_they_are() {
     let right = |query: &[u8]| answer(u16::from_be_bytes([query[0], query[1]]));

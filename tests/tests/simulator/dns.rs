@@ -7,7 +7,9 @@ use ringmill_engine::driver::sim::{
     EngineId, EngineSpec, Partition, StreamConfig, World, WorldConfig,
 };
 use ringmill_engine::impairment::{Impairment, Loss};
-use ringmill_engine::{Address, Limits, Nanos, Service};
+use ringmill_engine::{
+    Address, Context, Datagram, Limits, Nanos, Payload, Protocol, Service, SocketId, Transmit,
+};
 use ringmill_protocols::dns::message::{Name, TYPE_A};
 use ringmill_protocols::dns::{
     AnswerTemplate, DnsConfig, DnsFigures, DnsLoad, DnsShared, FixedAnswer, LATE_MAX, Queries,
@@ -349,6 +351,64 @@ fn nothing_that_was_offered_is_forgotten_at_the_end() {
         );
         assert_eq!(tally.unsent > 0, lateness > 0, "{case}");
     }
+}
+
+/// Answers each query, about a name that nobody asked for.
+struct Liar;
+
+impl Protocol for Liar {
+    type Message = ();
+
+    fn datagrams(
+        &mut self,
+        ctx: &mut Context<'_, ()>,
+        socket: SocketId,
+        batch: &mut Vec<Datagram>,
+    ) {
+        for datagram in batch.drain(..) {
+            for query in datagram.iter() {
+                let mut answer = query.to_vec();
+                // QR, and the first letter of the name (RFC 1035 §4.1).
+                answer[2] |= 0x80;
+                answer[13] = b'f';
+                let transmit = Transmit {
+                    peer: Some(datagram.peer),
+                    source: None,
+                    ecn: 0,
+                    stride: answer.len() as u16,
+                    data: Payload::from(answer),
+                };
+                assert!(ctx.send_datagrams(socket, transmit).is_queued());
+            }
+        }
+    }
+}
+
+/// An answer to another question is in the record without a time, told as malformed, and leaves its
+/// query to be lost: it may be somebody's guess.
+#[test]
+fn an_answer_to_another_question_is_none() {
+    let mut world = World::new(37, WorldConfig::default());
+    let service = Service::new("liar", |_| Liar).bind(address(DNS));
+    let spec = EngineSpec::new(1)
+        .limits(small_limits())
+        .host("10.0.0.1")
+        .service(service);
+    let _ = world.engine(spec).expect("the server starts");
+    let clients = DnsClients::start(&mut world, 1, config(DNS, true, 2, rate(100.0)));
+    until(&mut world, &clients.clients, Phase::Ready, READY_WITHIN);
+    let totals = run(&mut world, &clients.clients, 2 * SECOND);
+    stop(&mut world);
+    let tally = &totals.tally;
+    assert!(tally.sent > 100, "{tally:?}");
+    assert_eq!((tally.lost, tally.answered), (tally.sent, 0), "{tally:?}");
+    assert_eq!(clients.figures().counts.malformed, tally.sent);
+    let records = clients.records();
+    let answers = records
+        .iter()
+        .filter(|record| record.kind == RecordKind::Answer { rtt: None });
+    assert_eq!(answers.count() as u64, tally.sent, "{records:?}");
+    assert_eq!(records.len() as u64, 2 * tally.sent, "{records:?}");
 }
 
 #[test]
