@@ -19,6 +19,9 @@ pub const LATE_MAX: Nanos = 1_000_000_000;
 /// Queries that leave in one turn: between two turns answers are read. A larger burst would only
 /// overflow a server's receive buffer.
 const BURST_MAX: usize = 1024;
+/// With many connections so many for each: a client that is behind sends more at once on each, or it
+/// would fall further behind.
+const BURST_EACH: usize = 8;
 /// Queries in flight on all connections of a shard, 16 bytes each: with a timeout of 5 s and no
 /// answers at all, those of 1.6 million a second.
 const OUTSTANDING_MAX: usize = 1 << 23;
@@ -58,7 +61,7 @@ impl DnsLoad {
         // Too late by the clock, also after the end.
         self.give_up_late(&mut instants, now.min(clock.saturating_sub(LATE_MAX)));
         let sent = self.recorder.stamp(clock);
-        for _ in 0..BURST_MAX {
+        for _ in 0..BURST_MAX.max(BURST_EACH * self.open.len()) {
             let Some(intended) = instants.pop_due(now) else {
                 break;
             };
