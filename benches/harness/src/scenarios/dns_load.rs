@@ -42,6 +42,10 @@ const GAPS_RATE: f64 = 1_000.0;
 const GAPS_SECONDS: f64 = 10.0;
 /// Kolmogorov and Smirnov's statistic times the root of the number of gaps, at a level of 1 %.
 const GAPS_STATISTIC_MAX: f64 = 1.63;
+/// A CPU that sleeps between two queries wakes up too late for those that follow another closely: one
+/// that spins does not.
+const SPINNING: Client = Client::Ringmill("poisson --busy-poll 10ms");
+const SPINNING_NAME: &str = "ringmill --busy-poll 10ms";
 /// Before it sends, tcpscaler pauses for 8 s and more; opening comes on top.
 const PEER_PAUSE: Duration = Duration::from_secs(12);
 const GRACE: Duration = Duration::from_secs(60);
@@ -116,8 +120,10 @@ pub(super) fn run(setup: &Setup) -> anyhow::Result<Outcome> {
              its own (-R, written to memory) from the moment at which it handed a query to its library, \
              without the first second"
                 .into(),
-            "gaps: the records of both (`--record`, -R), compared with the exponential distribution of the \
-             asked rate by Kolmogorov and Smirnov's test"
+            "gaps: the records of all (`--record`, -R), compared with the exponential distribution of the \
+             asked rate by Kolmogorov and Smirnov's test. Of two queries within the time that a sleeping CPU \
+             takes to wake up, some 50 µs in this virtual machine, both leave at once; a spinning one keeps \
+             the schedule"
                 .into(),
         ],
     })
@@ -454,9 +460,12 @@ fn latency(setup: &Setup, conditions: Conditions) -> anyhow::Result<Run> {
 
 fn gaps_cell(setup: &Setup, title: String) -> Cell {
     eprintln!("dns-load: {title}");
-    let candidates: Vec<Candidate<'_>> = clients(setup)
+    let named_clients = clients(setup)
         .into_iter()
-        .map(|client| {
+        .map(|client| (client.name(), client))
+        .chain([(SPINNING_NAME.to_owned(), SPINNING)]);
+    let candidates: Vec<Candidate<'_>> = named_clients
+        .map(|(name, client)| {
             let conditions = Conditions {
                 client,
                 server: Server::Ringmill,
@@ -465,7 +474,7 @@ fn gaps_cell(setup: &Setup, title: String) -> Cell {
                 seconds: setup.seconds(GAPS_SECONDS).ceil(),
             };
             Candidate {
-                name: client.name(),
+                name,
                 peer: client == Client::Peer,
                 commands: commands(setup, conditions),
                 run: Box::new(move || {
@@ -489,16 +498,17 @@ fn gaps_cell(setup: &Setup, title: String) -> Cell {
         })
         .collect();
     let series = interleave(setup, setup.rounds(ROUNDS), &candidates);
-    let ours = named(&series, "ringmill");
-    let goals = vec![Goal::at_most(
-        "D·√n against exponential gaps, level 1 %",
-        ours.and_then(|ours| ours.median("gaps_statistic")),
-        GAPS_STATISTIC_MAX,
-    )];
+    let goals = ["ringmill", SPINNING_NAME].map(|name| {
+        Goal::at_most(
+            format!("{name}: D·√n against exponential gaps, level 1 %"),
+            named(&series, name).and_then(|ours| ours.median("gaps_statistic")),
+            GAPS_STATISTIC_MAX,
+        )
+    });
     Cell {
         title,
         series,
-        goals,
+        goals: goals.into(),
     }
 }
 

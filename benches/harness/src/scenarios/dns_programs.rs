@@ -47,7 +47,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(50);
 /// Who asks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Client {
-    /// `ringmill load dns` with these `--arrivals`.
+    /// `ringmill load dns` with these `--arrivals` and what more flags follow them.
     Ringmill(&'static str),
     /// `tcpclient`; its arrivals are Poisson.
     Peer,
