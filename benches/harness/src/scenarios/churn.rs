@@ -261,8 +261,8 @@ impl Plan {
             .map(|address| format!("tcp://{address}"))
             .collect();
         Ok(setup.ringmill()?.args(&format!(
-            "soak {} --connections {} --sources {SOURCES} --churn {} --churn-close {} --hold {seconds:.0}s \
-             --rate 1000 --shards 1 --cpus {} --json",
+            "soak {} --connections {} --sources {SOURCES} --open-rate max --churn {} --churn-close {} \
+             --hold {seconds:.0}s --rate 1000 --shards 1 --cpus {} --json",
             endpoints.join(" "),
             self.held,
             self.rate,
