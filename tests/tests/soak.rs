@@ -167,7 +167,7 @@ fn more_connections_than_files_are_held_by_several_rings() {
 
 #[test]
 fn what_cannot_be_held_is_refused_before_it_begins() {
-    let cases: [(&[&str], &str); 7] = [
+    let cases: [(&[&str], &str); 8] = [
         // TEST-NET-3 (RFC 5737) is on no host.
         (
             &["tcp://127.0.0.1:7", "--sources", "203.0.113.0/30"],
@@ -188,6 +188,10 @@ fn what_cannot_be_held_is_refused_before_it_begins() {
         (
             &["tcp://127.0.0.1:7", "--fail-if", "nonsense>1"],
             "live, opened",
+        ),
+        (
+            &["--self", "--churn", "30k"],
+            "opened again at --open-rate, which is 10000; raise it above 30000 or say 'max'",
         ),
     ];
     for (flags, words) in cases {

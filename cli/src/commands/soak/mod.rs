@@ -266,6 +266,15 @@ pub fn run(args: &SoakArgs) -> Result<Exit> {
             args.size
         )));
     }
+    if let Some(open_rate) = args.open_rate.0
+        && args.churn > open_rate
+    {
+        bail!(UsageError(format!(
+            "--churn {0}: what is closed is opened again at --open-rate, which is {open_rate}; raise it above \
+             {0} or say 'max'",
+            args.churn
+        )));
+    }
     for endpoint in &args.endpoints {
         if endpoint.scheme() == Scheme::Udp {
             bail!(UsageError(format!(
