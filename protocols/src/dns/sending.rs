@@ -19,9 +19,11 @@ pub const LATE_MAX: Nanos = 1_000_000_000;
 /// Queries that leave in one turn: between two turns answers are read. A larger burst would only
 /// overflow a server's receive buffer.
 const BURST_MAX: usize = 1024;
-/// With many connections so many for each: a client that is behind sends more at once on each, or it
+/// On streams so many for each that is open: a client that is behind sends more at once on each, or it
 /// would fall further behind.
 const BURST_EACH: usize = 8;
+/// However many streams there are: noting so many takes about a millisecond.
+const BURST_STREAMS_MAX: usize = 1 << 14;
 /// Queries in flight on all connections of a shard, 16 bytes each: with a timeout of 5 s and no
 /// answers at all, those of 1.6 million a second.
 const OUTSTANDING_MAX: usize = 1 << 23;
@@ -61,7 +63,11 @@ impl DnsLoad {
         // Too late by the clock, also after the end.
         self.give_up_late(&mut instants, now.min(clock.saturating_sub(LATE_MAX)));
         let sent = self.recorder.stamp(clock);
-        for _ in 0..BURST_MAX.max(BURST_EACH * self.open.len()) {
+        let burst = match self.config.datagrams {
+            true => BURST_MAX,
+            false => (BURST_EACH * self.open.len()).clamp(BURST_MAX, BURST_STREAMS_MAX),
+        };
+        for _ in 0..burst {
             let Some(intended) = instants.pop_due(now) else {
                 break;
             };

@@ -371,13 +371,7 @@ impl Protocol for Liar {
                 // QR, and the first letter of the name (RFC 1035 §4.1).
                 answer[2] |= 0x80;
                 answer[13] = b'f';
-                let transmit = Transmit {
-                    peer: Some(datagram.peer),
-                    source: None,
-                    ecn: 0,
-                    stride: answer.len() as u16,
-                    data: Payload::from(answer),
-                };
+                let transmit = Transmit::one(Some(datagram.peer), Payload::from(answer));
                 assert!(ctx.send_datagrams(socket, transmit).is_queued());
             }
         }
